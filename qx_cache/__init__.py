@@ -1,0 +1,116 @@
+"""A Redis layer that stands alone: typed cache, idempotency store, distributed lock.
+
+Async first; each ``Sync…`` class is the blocking twin of the class it is named after. Importing this package
+reads no environment and opens no connection.
+"""
+
+from qx_cache.cache import Cache, SyncCache
+from qx_cache.client import create_client, create_sync_client
+from qx_cache.codecs import Codec, JsonCodec
+from qx_cache.durations import Duration, seconds
+from qx_cache.errors import (
+    CacheError,
+    CacheValueError,
+    ClaimLostError,
+    CorruptRecordError,
+    EmbeddedServerError,
+    IdempotencyError,
+    IdempotencyMismatchError,
+    InProgressError,
+    InterruptedRunError,
+    InvalidValueError,
+    LeaseLostError,
+    LockInUseError,
+    LockNotHeldError,
+    LockTimeoutError,
+    RecordedFailureError,
+    ResultEncodingError,
+    ResultNotKeptError,
+    StoreError,
+    StoreRefusedError,
+    StoreUnavailableError,
+    WrongClientError,
+)
+from qx_cache.heartbeat import Heartbeat, interval_for
+from qx_cache.idempotency import IdempotencyStore, SyncIdempotencyStore
+from qx_cache.keys import Keyspace, digest, process_prefix
+from qx_cache.lease import Lease, LeaseState
+from qx_cache.lock import (
+    Acquired,
+    Attempt,
+    DistributedLock,
+    GuardedRun,
+    RunEnded,
+    SyncDistributedLock,
+    Taken,
+)
+from qx_cache.outcomes import (
+    Claimed,
+    Corrupt,
+    Done,
+    Ended,
+    Failed,
+    Interrupted,
+    Mismatch,
+    Outcome,
+    Running,
+)
+from qx_cache.settings import CacheSettings
+
+__all__ = [
+    "Acquired",
+    "Attempt",
+    "Cache",
+    "CacheError",
+    "CacheSettings",
+    "CacheValueError",
+    "ClaimLostError",
+    "Claimed",
+    "Codec",
+    "Corrupt",
+    "CorruptRecordError",
+    "DistributedLock",
+    "Done",
+    "Duration",
+    "EmbeddedServerError",
+    "Ended",
+    "Failed",
+    "GuardedRun",
+    "Heartbeat",
+    "IdempotencyError",
+    "IdempotencyMismatchError",
+    "IdempotencyStore",
+    "InProgressError",
+    "Interrupted",
+    "InterruptedRunError",
+    "InvalidValueError",
+    "JsonCodec",
+    "Keyspace",
+    "Lease",
+    "LeaseLostError",
+    "LeaseState",
+    "LockInUseError",
+    "LockNotHeldError",
+    "LockTimeoutError",
+    "Mismatch",
+    "Outcome",
+    "RecordedFailureError",
+    "ResultEncodingError",
+    "ResultNotKeptError",
+    "RunEnded",
+    "Running",
+    "StoreError",
+    "StoreRefusedError",
+    "StoreUnavailableError",
+    "SyncCache",
+    "SyncDistributedLock",
+    "SyncIdempotencyStore",
+    "Taken",
+    "WrongClientError",
+    "create_client",
+    "create_sync_client",
+    "digest",
+    "interval_for",
+    "process_prefix",
+    "seconds",
+]

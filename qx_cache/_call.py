@@ -1,0 +1,72 @@
+"""Operations as values: what is sent to Redis and how the answer is read. No I/O here."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+Arg = bytes | str | int
+
+
+class Script:
+    """One Lua file of ``qx_cache/scripts``, read on first use.
+
+    Args:
+        name: The file's name without ``.lua``; errors name the operation by it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @cached_property
+    def source(self) -> bytes:
+        """The file's text."""
+        return files("qx_cache").joinpath("scripts", f"{self.name}.lua").read_bytes()
+
+    @cached_property
+    def sha(self) -> str:
+        """The name under which the server caches it."""
+        return hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One round trip.
+
+    Args:
+        operation: What errors call it.
+        first: The words that are sent.
+        again: The words that are sent when the server does not know the script.
+        parse: Reads the server's reply.
+    """
+
+    operation: str
+    first: tuple[Arg, ...]
+    again: tuple[Arg, ...]
+    parse: Callable[[Any], T]
+
+
+def script_call(
+    script: Script, keys: Sequence[bytes], args: Sequence[Arg], parse: Callable[[Any], T]
+) -> Call[T]:
+    """A script: by its hash, and by its text where the server does not know the hash."""
+    tail = (len(keys), *keys, *args)
+    return Call(script.name, ("EVALSHA", script.sha, *tail), ("EVAL", script.source, *tail), parse)
+
+
+def command(parse: Callable[[Any], T], *words: Arg) -> Call[T]:
+    """A plain command."""
+    return Call(str(words[0]), words, words, parse)
+
+
+def text(value: Any) -> str:
+    """A bulk reply as text."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def word(reply: Any) -> str:
+    """The first element of a script's reply, which says what happened."""
+    return text(reply[0])

@@ -1,0 +1,133 @@
+"""URL shapes, and the clients that are made from them or beside a client of the user's."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
+from redis.retry import Retry
+
+from qx_cache import embedded
+from qx_cache._run import AsyncClient, SyncClient
+from qx_cache.errors import InvalidValueError
+from qx_cache.settings import CacheSettings
+
+SCHEMES = ("redis", "rediss", "unix", "redis+socket", "valkey", "valkeys", "embedded")
+_LATER = ("sentinel", "redis+sentinel", "redis-sentinel", "redis+cluster", "rediss+cluster")
+_CERT_REQS = {"CERT_NONE": "none", "CERT_OPTIONAL": "optional", "CERT_REQUIRED": "required"}
+_RETRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A URL that redis-py takes, and the server that has to live as long as its clients (``embedded://``)."""
+
+    url: str
+    server: embedded.EmbeddedServer | None = None
+
+
+def resolve(url: str) -> Target:
+    """Turn any accepted URL into one that redis-py takes.
+
+    Raises:
+        InvalidValueError: Unknown scheme; the message lists the accepted ones and shows no credentials.
+    """
+    try:
+        parts = urlsplit(url)
+        scheme, _ = parts.scheme.lower(), parts.port
+    except ValueError:
+        raise InvalidValueError(
+            "the Redis URL has no readable host and port; see the accepted shapes"
+        ) from None
+    if scheme in _LATER:
+        raise InvalidValueError(
+            f"{scheme}:// URLs are not supported by this version yet; use one of {_accepted()}"
+        )
+    if scheme not in SCHEMES:
+        raise InvalidValueError(
+            f"the Redis URL begins with {scheme or '(no scheme)'}://, not with one of {_accepted()}"
+        )
+    if scheme == "embedded":
+        server = embedded.start_server()
+        return Target(server.url, server)
+    if scheme in {"unix", "redis+socket"}:
+        return Target(_socket_url(parts))
+    tls = scheme in {"rediss", "valkeys"}
+    query = [(key, _CERT_REQS.get(value, value)) for key, value in parse_qsl(parts.query)]
+    return Target(urlunsplit(parts._replace(scheme="rediss" if tls else "redis", query=urlencode(query))))
+
+
+def open_async(settings: CacheSettings) -> AsyncClient:
+    """An async client for ``settings``; nothing is sent yet."""
+    target = resolve(settings.url.get_secret_value())
+    retry = AsyncRetry(ExponentialWithJitterBackoff(base=0.01, cap=0.5), _RETRIES)
+    client: AsyncClient = _from_url(redis.asyncio.Redis, target, {**_options(settings), "retry": retry})
+    return client
+
+
+def open_sync(settings: CacheSettings) -> SyncClient:
+    """Blocking twin of ``open_async``."""
+    target = resolve(settings.url.get_secret_value())
+    retry = Retry(ExponentialWithJitterBackoff(base=0.01, cap=0.5), _RETRIES)
+    client: SyncClient = _from_url(redis.Redis, target, {**_options(settings), "retry": retry})
+    return client
+
+
+def sibling(client: AsyncClient | SyncClient, *, timeout_seconds: float) -> SyncClient:
+    """A blocking client to the same server: own pool, short timeouts, no retries."""
+    pool = client.connection_pool
+    known = {key: value for key, value in pool.connection_kwargs.items() if key not in _ASYNC_ONLY}
+    known |= {
+        "retry": Retry(NoBackoff(), 0),
+        "socket_timeout": timeout_seconds,
+        "socket_connect_timeout": timeout_seconds,
+    }
+    made = redis.ConnectionPool(
+        connection_class=_SYNC_TWINS.get(pool.connection_class, pool.connection_class), **known
+    )
+    return redis.Redis.from_pool(made)
+
+
+_SYNC_TWINS: Mapping[type[Any], type[Any]] = {
+    redis.asyncio.Connection: redis.Connection,
+    redis.asyncio.SSLConnection: redis.SSLConnection,
+    redis.asyncio.UnixDomainSocketConnection: redis.UnixDomainSocketConnection,
+}
+_ASYNC_ONLY = {"retry", "retry_on_error", "parser_class", "maint_notifications_config", "event_dispatcher"}
+
+
+def _from_url(kind: type[Any], target: Target, options: Mapping[str, Any]) -> Any:
+    try:
+        client = kind.from_url(target.url, **options)
+    except (ValueError, TypeError, redis.RedisError):
+        raise InvalidValueError(
+            "the Redis URL cannot be read: it should look like redis://[user:password@]host:port/db, "
+            "with only options that redis-py knows"
+        ) from None
+    client.connection_pool.qx_server = target.server  # the server lives while its clients do
+    return client
+
+
+def _options(settings: CacheSettings) -> dict[str, Any]:
+    return {
+        "max_connections": settings.max_connections,
+        "socket_timeout": settings.socket_timeout_seconds,
+        "socket_connect_timeout": settings.socket_connect_timeout_seconds,
+        "health_check_interval": settings.health_check_interval_seconds,
+    }
+
+
+def _socket_url(parts: SplitResult) -> str:
+    query = [
+        ("db" if key == "virtual_host" else key, value.lstrip("/")) for key, value in parse_qsl(parts.query)
+    ]
+    tail = f"?{urlencode(query)}" if query else ""
+    return f"unix://{parts.netloc}{parts.path}{tail}"
+
+
+def _accepted() -> str:
+    return ", ".join(f"{scheme}://" for scheme in SCHEMES)

@@ -1,0 +1,124 @@
+"""The two executors, and the only place that waits for Redis: ``arun``, ``run`` and ``run_many``."""
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias, TypeVar, cast
+
+import redis
+import redis.asyncio
+from redis import exceptions
+
+from qx_cache._call import Call
+from qx_cache.errors import StoreError, StoreRefusedError, StoreUnavailableError, WrongClientError
+
+T = TypeVar("T")
+Words: TypeAlias = list[str]
+AsyncClient: TypeAlias = redis.asyncio.Redis
+SyncClient: TypeAlias = redis.Redis
+
+_RAW = {"NEVER_DECODE": True}  # bytes, whatever the client decodes
+_PASSING = (  # error replies of a server that is not ready: as good as no answer
+    exceptions.ReadOnlyError,
+    exceptions.ClusterDownError,
+    exceptions.MasterDownError,
+    exceptions.TryAgainError,
+)
+
+
+async def arun(client: AsyncClient, call: Call[T]) -> T:
+    """Perform ``call`` and read its reply."""
+    send = cast("Callable[..., Awaitable[Any]]", client.execute_command)
+    with _translated(client, call.operation):
+        try:
+            reply = await send(*call.first, **_RAW)
+        except exceptions.NoScriptError:
+            reply = await send(*call.again, **_RAW)
+    return call.parse(reply)
+
+
+def run(client: SyncClient, call: Call[T]) -> T:
+    """Blocking twin of ``arun``."""
+    send: Callable[..., Any] = client.execute_command
+    with _translated(client, call.operation):
+        try:
+            reply = send(*call.first, **_RAW)
+        except exceptions.NoScriptError:
+            reply = send(*call.again, **_RAW)
+    return call.parse(reply)
+
+
+def run_many(client: SyncClient, calls: Sequence[Call[Words]]) -> list[Words | StoreError]:
+    """Perform all ``calls`` in one round trip; each has its own answer or its own error."""
+    replies = _pipelined(client, [call.first for call in calls])
+    unknown = [i for i, reply in enumerate(replies) if isinstance(reply, exceptions.NoScriptError)]
+    if unknown:  # after a restart, a failover or SCRIPT FLUSH
+        second = _pipelined(client, [calls[i].again for i in unknown])
+        for i, reply in zip(unknown, second, strict=True):
+            replies[i] = reply
+    return [_read(client, call, reply) for call, reply in zip(calls, replies, strict=True)]
+
+
+def require_async(client: object, user: str) -> None:
+    """Refuse a client that cannot be awaited.
+
+    Raises:
+        WrongClientError: Names ``user`` and its twin.
+    """
+    if not isinstance(client, redis.asyncio.Redis):
+        raise WrongClientError(user, "redis.asyncio.Redis", _type_name(client), f"Sync{user}")
+
+
+def require_sync(client: object, user: str) -> None:
+    """Refuse a client that has to be awaited.
+
+    Raises:
+        WrongClientError: Names ``user`` and its twin.
+    """
+    if not isinstance(client, redis.Redis):
+        raise WrongClientError(user, "redis.Redis", _type_name(client), user.removeprefix("Sync"))
+
+
+def where(client: object) -> str:
+    """Host and port or socket path of a client; never its password."""
+    pool = getattr(client, "connection_pool", None)
+    known: dict[str, Any] = getattr(pool, "connection_kwargs", {})
+    return str(known["path"]) if known.get("path") else f"{known.get('host', '?')}:{known.get('port', '?')}"
+
+
+def _pipelined(client: SyncClient, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    pipeline = client.pipeline(transaction=False)
+    queue: Callable[..., Any] = pipeline.execute_command
+    try:
+        for words in commands:
+            queue(*words, **_RAW)
+        return list(pipeline.execute(raise_on_error=False))
+    except (exceptions.RedisError, OSError) as error:
+        return [error] * len(commands)
+
+
+def _read(client: object, call: Call[Words], reply: Any) -> Words | StoreError:
+    try:
+        with _translated(client, call.operation):
+            if isinstance(reply, Exception):
+                raise reply
+    except StoreError as error:
+        return error
+    return call.parse(reply)
+
+
+@contextmanager
+def _translated(client: object, operation: str) -> Iterator[None]:
+    try:
+        yield
+    except _PASSING as error:
+        raise StoreUnavailableError(operation, where(client), str(error)) from error
+    except exceptions.NoScriptError:
+        raise
+    except exceptions.ResponseError as error:
+        raise StoreRefusedError(operation, where(client), str(error)) from error
+    except (exceptions.RedisError, OSError) as error:
+        raise StoreUnavailableError(operation, where(client), str(error) or type(error).__name__) from error
+
+
+def _type_name(client: object) -> str:
+    return f"{type(client).__module__}.{type(client).__qualname__}"

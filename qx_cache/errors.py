@@ -1,0 +1,234 @@
+"""Every error of ``qx_cache``, in one tree.
+
+::
+
+    CacheError
+    ├── InvalidValueError (ValueError)       a setting, name or duration that cannot be right
+    ├── WrongClientError (TypeError)         an async client where a blocking one is needed, or the reverse
+    ├── EmbeddedServerError                  the throwaway server did not start
+    ├── CacheValueError (ValueError)         a stored or given value of the wrong shape
+    │   └── ResultEncodingError              a result that cannot be serialised
+    ├── StoreError                           Redis gave no answer that can be used
+    │   ├── StoreUnavailableError            … because it was not reached, or the answer was lost
+    │   ├── StoreRefusedError                … because it answered with an error
+    │   └── CorruptRecordError               … because the record is not one this version can read
+    ├── LeaseLostError                       what was held is not (surely) held any more
+    │   ├── ClaimLostError                   … an idempotency claim
+    │   └── LockNotHeldError                 … a lock
+    ├── LockTimeoutError (TimeoutError)      the lock was not free in the time given
+    ├── LockInUseError                       one lock object used by two holders at once
+    └── IdempotencyError
+        ├── IdempotencyMismatchError         one key, two different requests
+        ├── InProgressError                  another holder is still at work
+        ├── InterruptedRunError              an earlier run began and its end is unknown
+        ├── ResultNotKeptError               the run succeeded, its result was not stored
+        └── RecordedFailureError             the run failed, and the failure was kept
+
+"Taken", "running" and "done" are outcomes, not errors: ``claim`` returns them.
+"""
+
+
+class CacheError(Exception):
+    """Base of all ``qx_cache`` errors; catch this to catch them all."""
+
+
+class InvalidValueError(CacheError, ValueError):
+    """A setting, name, key or duration cannot be right; nothing was sent. Correct the call."""
+
+
+class WrongClientError(CacheError, TypeError):
+    """A blocking client was given where an async one is needed, or the reverse.
+
+    Args:
+        user: The class that was given the client, such as ``"IdempotencyStore"``.
+        needed: What it takes, such as ``"redis.asyncio.Redis"``.
+        given: The type that it was given.
+        instead: The twin that takes this client.
+    """
+
+    def __init__(self, user: str, needed: str, given: str, instead: str) -> None:
+        super().__init__(f"{user} needs a {needed} client, not {given}; for that client use {instead}")
+
+
+class EmbeddedServerError(CacheError):
+    """The throwaway server of ``qx_cache.embedded`` did not start; the message says what to do."""
+
+
+class CacheValueError(CacheError, ValueError):
+    """A value has not the shape asked for; the message names the key and the type, never the value."""
+
+
+class ResultEncodingError(CacheValueError):
+    """A result cannot be serialised; nothing was sent. Return plain data, or give the store another codec."""
+
+
+class StoreError(CacheError):
+    """Redis gave no answer that can be used. What that means is for the caller's policy to decide."""
+
+
+class StoreUnavailableError(StoreError):
+    """Redis was not reached, or its answer was lost.
+
+    The operation may or may not have been carried out. Repeating the same
+    call is safe: every script gives the same answer to the same owner.
+
+    Args:
+        operation: What was asked, such as ``"claim"``.
+        where: Host and port, or socket path; never a password.
+        reason: What went wrong, in words.
+    """
+
+    def __init__(self, operation: str, where: str, reason: str) -> None:
+        super().__init__(f"no usable answer from Redis at {where} to {operation!r}: {reason}")
+        self.operation = operation
+        self.where = where
+
+
+class StoreRefusedError(StoreError):
+    """Redis answered with an error (memory, wrong type at the key, no permission); nothing was changed.
+
+    Args:
+        operation: What was asked, such as ``"claim"``.
+        where: Host and port, or socket path; never a password.
+        reason: The server's words.
+    """
+
+    def __init__(self, operation: str, where: str, reason: str) -> None:
+        super().__init__(f"Redis at {where} refused {operation!r}: {reason}")
+        self.operation = operation
+        self.where = where
+
+
+class CorruptRecordError(StoreError):
+    """A record cannot be read: a newer version wrote it, or something else did. It was left as it is.
+
+    Args:
+        key: The idempotency key as the caller gave it.
+        header: The first bytes of the record; never its body.
+    """
+
+    def __init__(self, key: str, header: str) -> None:
+        super().__init__(
+            f"the idempotency record of {key!r} cannot be read by this version (it begins with {header!r}); "
+            "it was not changed: upgrade this process, or delete the record by hand"
+        )
+        self.key = key
+
+
+class LeaseLostError(CacheError):
+    """What was held is not held any more, or not surely so; begin no new effect.
+
+    Args:
+        name: The key or lock name.
+        reason: Why, in words.
+    """
+
+    what = "lease"
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"the {self.what} {name!r} is not held: {reason}")
+        self.name = name
+
+
+class ClaimLostError(LeaseLostError):
+    """An idempotency claim lapsed or was taken over; the result was not stored."""
+
+    what = "claim"
+
+
+class LockNotHeldError(LeaseLostError):
+    """A lock lapsed or was taken over while it was believed to be held; others may have worked meanwhile."""
+
+    what = "lock"
+
+
+class LockTimeoutError(CacheError, TimeoutError):
+    """The lock was not free within the time given; nothing is held.
+
+    Args:
+        name: The lock's name.
+        wait_seconds: How long was waited.
+        holder: Who held it when last asked.
+    """
+
+    def __init__(self, name: str, wait_seconds: float, holder: str) -> None:
+        super().__init__(f"the lock {name!r} was not free within {wait_seconds} s; held by {holder!r}")
+        self.name = name
+        self.holder = holder
+
+
+class LockInUseError(CacheError):
+    """One lock object is one holder; make another object for another holder."""
+
+
+class IdempotencyError(CacheError):
+    """Base of the outcomes of a key that ``run`` and ``get`` cannot turn into a result.
+
+    Args:
+        key: The idempotency key as the caller gave it.
+        message: What happened and what to do.
+    """
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(f"idempotency key {key!r}: {message}")
+        self.key = key
+
+
+class IdempotencyMismatchError(IdempotencyError):
+    """The key belongs to a request with another fingerprint; nothing was run and nothing was replayed.
+
+    Args:
+        key: The idempotency key as the caller gave it.
+        recorded: Fingerprint digest in the record.
+        given: Fingerprint digest of this request.
+    """
+
+    def __init__(self, key: str, recorded: str, given: str) -> None:
+        super().__init__(
+            key,
+            f"it belongs to another request (fingerprint {recorded} recorded, {given} given); "
+            "use a new key for a new request",
+        )
+        self.recorded = recorded
+        self.given = given
+
+
+class InProgressError(IdempotencyError):
+    """Another holder is at work on the key; try again when its lease has ended.
+
+    Args:
+        key: The idempotency key as the caller gave it.
+        holder: Who is at work.
+        remaining_seconds: What is left of its lease.
+    """
+
+    def __init__(self, key: str, holder: str, remaining_seconds: float) -> None:
+        super().__init__(key, f"{holder!r} is at work, its lease has {remaining_seconds:.3f} s left")
+        self.holder = holder
+        self.remaining_seconds = remaining_seconds
+
+
+class InterruptedRunError(IdempotencyError):
+    """An earlier run began and never ended, and the caller asked not to run again."""
+
+
+class ResultNotKeptError(IdempotencyError):
+    """The run succeeded, but its result was not stored (not serialisable); do not run it again."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key, "the run succeeded, but its result was not kept, so it cannot be replayed")
+
+
+class RecordedFailureError(IdempotencyError):
+    """The run failed and its failure was kept.
+
+    Args:
+        key: The idempotency key as the caller gave it.
+        error_type: Import path of the exception's type.
+        message: The exception's text.
+    """
+
+    def __init__(self, key: str, error_type: str, message: str) -> None:
+        super().__init__(key, f"the run failed with {error_type}: {message}")
+        self.error_type = error_type
+        self.message = message

@@ -1,0 +1,424 @@
+"""A store that remembers which work was claimed and what came of it, and its blocking twin."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn, TypeVar
+
+from qx_cache._pauses import pauses
+from qx_cache._records import Records
+from qx_cache._run import AsyncClient, SyncClient, arun, require_async, require_sync, run
+from qx_cache.codecs import Codec, JsonCodec
+from qx_cache.durations import Duration
+from qx_cache.errors import (
+    CorruptRecordError,
+    IdempotencyMismatchError,
+    InProgressError,
+    InterruptedRunError,
+    RecordedFailureError,
+    ResultEncodingError,
+    ResultNotKeptError,
+)
+from qx_cache.heartbeat import Heartbeat
+from qx_cache.outcomes import Claimed, Corrupt, Done, Failed, Interrupted, Mismatch, Outcome, Running
+
+T = TypeVar("T")
+
+
+class IdempotencyStore:
+    """Remembers which work was claimed and what came of it.
+
+    One round trip decides who works: of any number of concurrent ``claim`` calls for a key, one is answered
+    ``Claimed``. A claim that is not renewed lapses and may be taken over, with a higher fence; the late owner
+    can then record nothing. What is promised is one *recorded* run: the work itself can run again when its
+    holder dies after the effect and before ``complete``, stalls past its lease, or Redis loses the record.
+
+    Args:
+        client: A ``redis.asyncio`` client; it stays yours to close.
+        ttl_seconds: How long a result is replayed, and how long an unfinished run leaves its trace.
+        lease_seconds: Life of a claim that nobody renews.
+        namespace: First part of every key; change it to share a Redis.
+        codec: Turns results into bytes and back; JSON by default.
+        heartbeat: Renews the leases of ``run``; one of the store's own by default.
+        owner_prefix: Up to 6 characters that all owner tokens of this process begin with.
+
+    Raises:
+        WrongClientError: A blocking client; use ``SyncIdempotencyStore``.
+        InvalidValueError: A duration of 0, negative, or no number.
+
+    Example:
+        ```python
+        match await store.claim("order:42"):
+            case Claimed() as claim:
+                await store.complete(claim, await place_order(42))
+            case Done(result=result):
+                return result
+        ```
+    """
+
+    def __init__(
+        self,
+        client: AsyncClient,
+        *,
+        ttl_seconds: Duration = 86_400,
+        lease_seconds: Duration = 30,
+        namespace: str = "qx",
+        codec: Codec | None = None,
+        heartbeat: Heartbeat | None = None,
+        owner_prefix: str = "",
+    ) -> None:
+        require_async(client, "IdempotencyStore")
+        self._client = client
+        self._heartbeat = heartbeat or Heartbeat(client)
+        self._records = Records(
+            namespace=namespace,
+            ttl_seconds=ttl_seconds,
+            lease_seconds=lease_seconds,
+            codec=codec or JsonCodec(),
+            owner_prefix=owner_prefix,
+        )
+
+    async def claim(
+        self,
+        key: str,
+        *,
+        holder: str = "",
+        fingerprint: str | None = None,
+        retries: int = 0,
+        redelivery: bool = False,
+        takeover: bool = True,
+    ) -> Outcome:
+        """Claim ``key``, or learn what became of it, in one round trip.
+
+        Args:
+            key: Non-empty text that names the work.
+            holder: Who claims: a task id, or a label for people to read; host and pid by default. The same
+                holder again is the same work delivered again, so its fingerprint is not compared.
+            fingerprint: Canonical text of the request, compared by digest with the record's; None for none.
+            retries: Which attempt of the holder this is.
+            redelivery: This may be a second delivery: a run of this holder that has ended is reported as
+                ``Ended`` instead of being claimed anew.
+            takeover: False: a lapsed claim is reported as ``Interrupted`` and not taken over.
+
+        Raises:
+            StoreError: Redis gave no usable answer; safe to repeat.
+        """
+        call = self._records.claim(
+            key,
+            holder=holder,
+            fingerprint=fingerprint,
+            retries=retries,
+            redelivery=redelivery,
+            takeover=takeover,
+        )
+        return await arun(self._client, call)
+
+    async def renew(self, claim: Claimed) -> bool:
+        """Give the claim a fresh lease; False when it is lost. A heartbeat does this for you."""
+        return await arun(self._client, self._records.renew(claim))
+
+    async def complete(
+        self,
+        claim: Claimed,
+        result: Any,
+        *,
+        kept: bool = True,
+        finalised: bool = True,
+        ttl_seconds: Duration | None = None,
+    ) -> None:
+        """Record ``result`` for later claims of the key. Safe to repeat; rebuilds a record that vanished.
+
+        Args:
+            claim: What ``claim`` returned.
+            result: What to replay.
+            kept: False: record that the work was done, without its result.
+            finalised: False: something is still to follow the result; see ``finalise``.
+            ttl_seconds: How long it is replayed; the store's by default.
+
+        Raises:
+            ClaimLostError: The claim was taken over; nothing was recorded.
+            ResultEncodingError: The result has no bytes; nothing was sent.
+            StoreError: Redis gave no usable answer; repeat it.
+        """
+        call = self._records.complete(claim, result, kept=kept, finalised=finalised, ttl=ttl_seconds)
+        await arun(self._client, call)
+
+    async def fail(
+        self, claim: Claimed, error: BaseException, *, ttl_seconds: Duration | None = None
+    ) -> None:
+        """Record a failure for later claims: type path and message. Errors as ``complete``."""
+        await arun(self._client, self._records.fail(claim, error, ttl_seconds))
+
+    async def release(self, claim: Claimed) -> None:
+        """Record an end with nothing to replay; another holder may claim. Errors as ``complete``."""
+        await arun(self._client, self._records.finish(claim, "ended"))
+
+    async def abandon(self, claim: Claimed, *, counted: bool = True) -> bool:
+        """End the lease now with nothing recorded, so that the next claim is a takeover.
+
+        Args:
+            claim: What ``claim`` returned.
+            counted: False for an orderly hand-back, which is no interruption and not counted as an attempt.
+
+        Returns:
+            False when the claim was not ours any more.
+        """
+        return await arun(self._client, self._records.abandon(claim, counted=counted))
+
+    async def abandon_lost(self, key: str, *, holder: str, owner_prefix: str) -> bool:
+        """End the lease of a process that is known to be dead; True when there was a live one.
+
+        Args:
+            key: The idempotency key.
+            holder: The holder that the dead process worked for.
+            owner_prefix: What its owner tokens began with.
+        """
+        call = self._records.abandon_lost(key, holder=holder, owner_prefix=owner_prefix)
+        return await arun(self._client, call)
+
+    async def finalise(self, key: str, fence: int) -> bool:
+        """Note that what follows the result of run ``fence`` is dispatched; False when it is gone."""
+        return await arun(self._client, self._records.finalise(key, fence))
+
+    async def get(self, key: str, default: Any = None) -> Any:
+        """The stored result of ``key``, or ``default`` when there is none (yet).
+
+        Raises:
+            ResultNotKeptError: The work was done, its result was not kept.
+            RecordedFailureError: The work failed and the failure was kept.
+            CorruptRecordError: The record cannot be read by this version.
+            StoreError: Redis gave no usable answer.
+        """
+        return await arun(self._client, self._records.get(key, default))
+
+    async def set(self, key: str, result: Any, *, ttl_seconds: Duration | None = None) -> bool:
+        """Store a result without a claim; the first caller wins.
+
+        Returns:
+            True when stored; False when a result or a live claim is there, and nothing changed.
+        """
+        return await arun(self._client, self._records.put(key, result, ttl=ttl_seconds))
+
+    async def run(
+        self,
+        key: str,
+        function: Callable[..., Awaitable[T]],
+        *args: Any,
+        fingerprint: str | None = None,
+        wait_seconds: float | None = 10.0,
+        **kwargs: Any,
+    ) -> T:
+        """Run ``function(*args, **kwargs)`` once for ``key``, or return what it returned before.
+
+        Claims, keeps the lease alive, completes, replays; waits while another holder is at work. When the
+        function raises, the claim is released and the next caller runs it again.
+
+        Args:
+            key: Non-empty text that names the work.
+            function: Awaitable work; it runs in this task.
+            args: For ``function``.
+            fingerprint: Canonical text of the request; another one under the same key is refused.
+            wait_seconds: How long to wait for another holder; None for as long as it takes.
+            kwargs: For ``function``.
+
+        Raises:
+            InProgressError: Another holder was still at work after ``wait_seconds``.
+            IdempotencyMismatchError: The key belongs to another request.
+            ResultNotKeptError: It was done, and there is no result to replay.
+            ClaimLostError: The lease was lost meanwhile; the result was not recorded.
+            StoreError: Redis gave no usable answer.
+        """
+        outcome = await self.claim(key, fingerprint=fingerprint)
+        for pause in pauses(wait_seconds):
+            if not isinstance(outcome, Running):
+                break
+            await asyncio.sleep(pause)
+            outcome = await self.claim(key, fingerprint=fingerprint)
+        if isinstance(outcome, Done):
+            return replayed(outcome)  # type: ignore[no-any-return]  # what function returned, as stored
+        if not isinstance(outcome, Claimed):
+            refuse(outcome)
+        self._heartbeat.add(outcome.lease)
+        try:
+            result = await function(*args, **kwargs)
+        except Exception:
+            await self.release(outcome)
+            raise
+        except BaseException:
+            await asyncio.shield(self.abandon(outcome, counted=False))
+            raise
+        else:
+            await self._complete_or_mark(outcome, result)
+            return result
+        finally:
+            self._heartbeat.remove(outcome.lease)
+
+    async def _complete_or_mark(self, claim: Claimed, result: Any) -> None:
+        try:
+            await self.complete(claim, result)
+        except ResultEncodingError:
+            await self.complete(claim, None, kept=False)
+            raise
+
+
+class SyncIdempotencyStore:
+    """Blocking twin of ``IdempotencyStore``."""
+
+    def __init__(
+        self,
+        client: SyncClient,
+        *,
+        ttl_seconds: Duration = 86_400,
+        lease_seconds: Duration = 30,
+        namespace: str = "qx",
+        codec: Codec | None = None,
+        heartbeat: Heartbeat | None = None,
+        owner_prefix: str = "",
+    ) -> None:
+        require_sync(client, "SyncIdempotencyStore")
+        self._client = client
+        self._heartbeat = heartbeat or Heartbeat(client)
+        self._records = Records(
+            namespace=namespace,
+            ttl_seconds=ttl_seconds,
+            lease_seconds=lease_seconds,
+            codec=codec or JsonCodec(),
+            owner_prefix=owner_prefix,
+        )
+
+    def claim(
+        self,
+        key: str,
+        *,
+        holder: str = "",
+        fingerprint: str | None = None,
+        retries: int = 0,
+        redelivery: bool = False,
+        takeover: bool = True,
+    ) -> Outcome:
+        """Blocking twin of ``IdempotencyStore.claim``."""
+        call = self._records.claim(
+            key,
+            holder=holder,
+            fingerprint=fingerprint,
+            retries=retries,
+            redelivery=redelivery,
+            takeover=takeover,
+        )
+        return run(self._client, call)
+
+    def renew(self, claim: Claimed) -> bool:
+        """Blocking twin of ``IdempotencyStore.renew``."""
+        return run(self._client, self._records.renew(claim))
+
+    def complete(
+        self,
+        claim: Claimed,
+        result: Any,
+        *,
+        kept: bool = True,
+        finalised: bool = True,
+        ttl_seconds: Duration | None = None,
+    ) -> None:
+        """Blocking twin of ``IdempotencyStore.complete``."""
+        call = self._records.complete(claim, result, kept=kept, finalised=finalised, ttl=ttl_seconds)
+        run(self._client, call)
+
+    def fail(self, claim: Claimed, error: BaseException, *, ttl_seconds: Duration | None = None) -> None:
+        """Blocking twin of ``IdempotencyStore.fail``."""
+        run(self._client, self._records.fail(claim, error, ttl_seconds))
+
+    def release(self, claim: Claimed) -> None:
+        """Blocking twin of ``IdempotencyStore.release``."""
+        run(self._client, self._records.finish(claim, "ended"))
+
+    def abandon(self, claim: Claimed, *, counted: bool = True) -> bool:
+        """Blocking twin of ``IdempotencyStore.abandon``."""
+        return run(self._client, self._records.abandon(claim, counted=counted))
+
+    def abandon_lost(self, key: str, *, holder: str, owner_prefix: str) -> bool:
+        """Blocking twin of ``IdempotencyStore.abandon_lost``."""
+        call = self._records.abandon_lost(key, holder=holder, owner_prefix=owner_prefix)
+        return run(self._client, call)
+
+    def finalise(self, key: str, fence: int) -> bool:
+        """Blocking twin of ``IdempotencyStore.finalise``."""
+        return run(self._client, self._records.finalise(key, fence))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Blocking twin of ``IdempotencyStore.get``."""
+        return run(self._client, self._records.get(key, default))
+
+    def set(self, key: str, result: Any, *, ttl_seconds: Duration | None = None) -> bool:
+        """Blocking twin of ``IdempotencyStore.set``."""
+        return run(self._client, self._records.put(key, result, ttl=ttl_seconds))
+
+    def run(
+        self,
+        key: str,
+        function: Callable[..., T],
+        *args: Any,
+        fingerprint: str | None = None,
+        wait_seconds: float | None = 10.0,
+        **kwargs: Any,
+    ) -> T:
+        """Blocking twin of ``IdempotencyStore.run``."""
+        outcome = self.claim(key, fingerprint=fingerprint)
+        for pause in pauses(wait_seconds):
+            if not isinstance(outcome, Running):
+                break
+            time.sleep(pause)
+            outcome = self.claim(key, fingerprint=fingerprint)
+        if isinstance(outcome, Done):
+            return replayed(outcome)  # type: ignore[no-any-return]  # what function returned, as stored
+        if not isinstance(outcome, Claimed):
+            refuse(outcome)
+        self._heartbeat.add(outcome.lease)
+        try:
+            result = function(*args, **kwargs)
+        except Exception:
+            self.release(outcome)
+            raise
+        except BaseException:
+            self.abandon(outcome, counted=False)
+            raise
+        else:
+            self._complete_or_mark(outcome, result)
+            return result
+        finally:
+            self._heartbeat.remove(outcome.lease)
+
+    def _complete_or_mark(self, claim: Claimed, result: Any) -> None:
+        try:
+            self.complete(claim, result)
+        except ResultEncodingError:
+            self.complete(claim, None, kept=False)
+            raise
+
+
+def replayed(done: Done) -> Any:
+    """The result of ``done``.
+
+    Raises:
+        ResultNotKeptError: There is none to replay.
+    """
+    if not done.kept:
+        raise ResultNotKeptError(done.key)
+    return done.result
+
+
+def refuse(outcome: Outcome) -> NoReturn:
+    """Raise the error that says why ``outcome`` gives neither a claim nor a result."""
+    match outcome:
+        case Running():
+            raise InProgressError(outcome.key, outcome.holder, outcome.remaining_seconds)
+        case Mismatch():
+            raise IdempotencyMismatchError(outcome.key, outcome.recorded, outcome.given)
+        case Failed():
+            raise RecordedFailureError(outcome.key, outcome.error_type, outcome.message)
+        case Interrupted():
+            raise InterruptedRunError(outcome.key, f"run {outcome.fence} of {outcome.holder!r} never ended")
+        case Corrupt():
+            raise CorruptRecordError(outcome.key, outcome.header)
+        case _:
+            raise InterruptedRunError(outcome.key, "it ended with nothing to replay")

@@ -1,0 +1,111 @@
+"""The one place that spells Redis keys, owner tokens and digests.
+
+A key reads ``<namespace>:<kind>:<layout>:{<name>}`` and perhaps a suffix. The braces are Redis
+Cluster's hash tag: all keys of one name share a slot, and names spread over the slots.
+"""
+
+import base64
+import hashlib
+import os
+import re
+import secrets
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from qx_cache.errors import InvalidValueError
+
+LAYOUT = 1
+"""Raised when the meaning of a stored key or value changes, so that old and new never answer each other."""
+
+LONGEST_NAME_BYTES = 200
+LONGEST_HOLDER_BYTES = 128
+_UNSAFE = re.compile(r"[{}%]|^~|[\x00-\x1f\x7f]")
+_HOLDER_SAFE = ":~"  # besides letters, digits and "_.-", which quote() always leaves
+
+
+def digest(data: bytes) -> str:
+    """22 base64url characters of BLAKE2b-128; equal data, equal digest, on every machine."""
+    raw = hashlib.blake2b(data, digest_size=16).digest()
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+
+def owner_token(prefix: str = "") -> str:
+    """A new owner token of 22 base64url characters, beginning with ``prefix`` (at most 6 of them)."""
+    return (prefix[:6] + base64.urlsafe_b64encode(secrets.token_bytes(17)).decode())[:22]
+
+
+def process_prefix(host: str, parent_pid: int, pid: int) -> str:
+    """The first 6 characters of every owner token that one worker process makes.
+
+    A parent that sees its child die can compute the child's prefix, and so end that child's leases
+    and no others (``IdempotencyStore.abandon_lost``).
+    """
+    return digest(f"{host}\0{parent_pid}\0{pid}".encode())[:6]
+
+
+def holder_text(label: str) -> str:
+    """A label made safe for a record's header: percent-encoded, at most 128 bytes, ``-`` for none."""
+    if not label:
+        return f"host:{quote(os.uname().nodename, safe=_HOLDER_SAFE)[:80]}:{os.getpid()}"
+    text = quote(label, safe=_HOLDER_SAFE)
+    return text if len(text) <= LONGEST_HOLDER_BYTES else digest(label.encode())
+
+
+@dataclass(frozen=True, slots=True)
+class Keyspace:
+    """The keys of one namespace, so that two apps on one Redis never answer each other.
+
+    Args:
+        namespace: Non-empty text; the first part of every key.
+
+    Raises:
+        InvalidValueError: The namespace is empty or no text.
+    """
+
+    namespace: str = "qx"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be a namespace."""
+        _require_text(self.namespace, "a namespace")
+
+    def cache(self, name: str) -> bytes:
+        """The key of a cached value."""
+        return self._key("cache", name)
+
+    def record(self, name: str) -> bytes:
+        """The key of an idempotency record."""
+        return self._key("idem", name)
+
+    def lock(self, name: str) -> bytes:
+        """The key whose value is the token of a lock's holder."""
+        return self._key("lock", name)
+
+    def fence(self, name: str) -> bytes:
+        """The key of the hash that remembers a lock's last fence, holder and released token."""
+        return self._key("lock", name) + b":f"
+
+    def ended(self, name: str, run_id: str) -> bytes:
+        """The key that remembers that the run ``run_id`` under a lock has ended."""
+        return self._key("lock", name) + b":e:" + holder_text(run_id).encode()
+
+    def _key(self, kind: str, name: str) -> bytes:
+        return f"{_escaped(self.namespace)}:{kind}:{LAYOUT}:{{{_tag(name)}}}".encode()
+
+
+def _tag(name: str) -> str:
+    _require_text(name, "a key or lock name")
+    data = name.encode()
+    return _escaped(name) if len(data) <= LONGEST_NAME_BYTES else "~" + digest(data)
+
+
+def _require_text(value: object, what: str) -> None:
+    if not isinstance(value, str) or not value:
+        raise InvalidValueError(f"{what} must be non-empty text, not {value!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidValueError(f"{what} must be encodable as UTF-8, not {value!r}") from None
+
+
+def _escaped(text: str) -> str:
+    return _UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", text)

@@ -1,0 +1,108 @@
+"""What a claim of an idempotency key can find: a closed union, to be read with ``match``."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from qx_cache.lease import Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The key is ours to work on, for as long as ``lease`` is renewed."""
+
+    key: str
+    owner: str
+    """Token of this claim: 22 characters that nobody else has."""
+    holder: str
+    """Who claimed, as the record spells it."""
+    fingerprint: str
+    fence: int
+    """Fencing token, higher than that of every earlier claim of the key."""
+    attempt: int
+    """1, and one more for each claim before it that lapsed without an end."""
+    retries: int
+    takeover: bool
+    """True when an earlier claim lapsed without an end: its work may have been done, in part or whole."""
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """Another claim of the key is live."""
+
+    key: str
+    remaining_seconds: float
+    fence: int
+    retries: int
+    holder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The key's work was done."""
+
+    key: str
+    result: Any
+    """The decoded result; None when it was not kept."""
+    kept: bool
+    finalised: bool
+    """True when what was to follow the result has been dispatched as well."""
+    fence: int
+    retries: int
+    holder: str
+    age_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The key's work failed, and the failure was kept."""
+
+    key: str
+    error_type: str
+    """Import path of the exception's type."""
+    message: str
+    fence: int
+    retries: int
+    holder: str
+    age_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """This very holder's run ended before, with nothing to replay (only where ``redelivery`` was said)."""
+
+    key: str
+    fence: int
+    retries: int
+    holder: str
+    age_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """A run began and its end is unknown (only where ``takeover=False`` was said)."""
+
+    key: str
+    fence: int
+    attempt: int
+    holder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """The key belongs to a request with another fingerprint."""
+
+    key: str
+    recorded: str
+    given: str
+
+
+@dataclass(frozen=True, slots=True)
+class Corrupt:
+    """The record cannot be read by this version; it was left as it is."""
+
+    key: str
+    header: str
+
+
+Outcome = Claimed | Running | Done | Failed | Ended | Interrupted | Mismatch | Corrupt

@@ -1,0 +1,82 @@
+-- Claim an idempotency key, or say what became of it.
+--
+-- KEYS[1]  record       "1 <state> <fence> <time_ms> <attempt> <retries> <flags> <owner> <holder> <fingerprint>\n<body>"
+--
+-- ARGV[1]  owner        token of this claim, made by the caller
+-- ARGV[2]  holder       task id or label of who claims
+-- ARGV[3]  fingerprint  digest of the request; "-" when nothing is compared
+-- ARGV[4]  lease_ms     life of the claim without a renewal
+-- ARGV[5]  keep_ms      how much longer the record stays, so that a dead owner leaves a trace
+-- ARGV[6]  retries      which attempt of the holder this is
+-- ARGV[7]  redelivery   "1": the message may have been delivered before; an ended run is not run again
+-- ARGV[8]  takeover     "1": a lapsed claim is taken over; "0": it is reported as interrupted
+--
+-- Replies
+--   {"claimed", fence, attempt, takeover}                         ours now, for lease_ms; takeover is 1 or 0
+--   {"running", remaining_ms, fence, retries, holder}             another claim is live
+--   {"done"|"failed", fence, retries, age_ms, flags, holder, body}
+--   {"ended", fence, retries, age_ms, holder}                     this holder's run ended with nothing to replay
+--   {"interrupted", fence, attempt, holder}                       a run began and its end is unknown
+--   {"mismatch", fingerprint}                                     the key belongs to another request
+--   {"corrupt", beginning}                                        not a record of this layout; left as it is
+--
+-- Safe to repeat: the same owner gets "claimed" again, with the same fence and a fresh lease.
+-- No allow-oom: a claim refused for want of memory is safe, a completion refused is not.
+
+local record = KEYS[1]
+local owner, holder, fingerprint = ARGV[1], ARGV[2], ARGV[3]
+local lease_ms, keep_ms, retries = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local redelivery, takeover = ARGV[7] == "1", ARGV[8] == "1"
+
+local time = redis.call("TIME")
+local now_us = time[1] * 1000000 + time[2]
+local now_ms = math.floor(now_us / 1000)
+local fence, attempt, taken_over = now_us, 1, 0
+
+local stored = redis.call("GET", record)
+if stored then
+  local version, state, s_fence, s_time, s_attempt, s_retries, flags, s_owner, s_holder, s_fingerprint, at =
+    string.match(stored, "^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)\n()")
+  s_fence, s_time = tonumber(s_fence), tonumber(s_time)
+  s_attempt, s_retries = tonumber(s_attempt), tonumber(s_retries)
+  if version ~= "1" or not (s_fence and s_time and s_attempt and s_retries) then
+    return { "corrupt", string.sub(stored, 1, 60) }
+  end
+  local same_holder = s_holder == holder
+  local fence_text = string.format("%.0f", s_fence)
+
+  if state == "running" and s_owner == owner then
+    attempt, retries = s_attempt, s_retries -- our own claim, whose reply was lost
+  elseif not same_holder and fingerprint ~= "-" and s_fingerprint ~= "-" and fingerprint ~= s_fingerprint then
+    return { "mismatch", s_fingerprint }
+  elseif same_holder and redelivery and retries < s_retries then
+    return { "ended", fence_text, s_retries, now_ms - s_time, s_holder } -- an older attempt, ended by its retry
+  elseif state == "done" or state == "failed" then
+    return { state, fence_text, s_retries, now_ms - s_time, flags, s_holder, string.sub(stored, at) }
+  elseif state == "running" and s_time > now_ms then
+    return { "running", s_time - now_ms, fence_text, s_retries, s_holder }
+  elseif state == "running" and takeover then
+    attempt, taken_over = s_attempt + 1, 1
+  elseif state == "running" or state == "unknown" then
+    return { "interrupted", fence_text, s_attempt, s_holder }
+  elseif state == "ended" then
+    if same_holder and redelivery then
+      return { "ended", fence_text, s_retries, now_ms - s_time, s_holder }
+    end
+  else
+    return { "corrupt", string.sub(stored, 1, 60) }
+  end
+
+  if same_holder then
+    retries = math.max(retries, s_retries)
+  end
+  fence = s_owner == owner and s_fence or math.max(s_fence + 1, now_us)
+end
+
+local fence_text = string.format("%.0f", fence)
+local header = table.concat({
+  "1", "running", fence_text, string.format("%.0f", now_ms + lease_ms),
+  attempt, retries, "----", owner, holder, fingerprint,
+}, " ")
+redis.call("SET", record, header .. "\n", "PX", lease_ms + keep_ms)
+return { "claimed", fence_text, attempt, taken_over }
