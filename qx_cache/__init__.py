@@ -33,7 +33,7 @@ from qx_cache.errors import (
 )
 from qx_cache.heartbeat import Heartbeat, interval_for
 from qx_cache.idempotency import IdempotencyStore, SyncIdempotencyStore
-from qx_cache.keys import Keyspace, digest, process_prefix
+from qx_cache.keys import Keyspace, digest, holder_text, process_prefix
 from qx_cache.lease import Lease, LeaseState
 from qx_cache.lock import (
     Acquired,
@@ -110,6 +110,7 @@ __all__ = [
     "create_client",
     "create_sync_client",
     "digest",
+    "holder_text",
     "interval_for",
     "process_prefix",
     "seconds",

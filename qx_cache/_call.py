@@ -49,9 +49,7 @@ class Call(Generic[T]):
     parse: Callable[[Any], T]
 
 
-def script_call(
-    script: Script, keys: Sequence[bytes], args: Sequence[Arg], parse: Callable[[Any], T]
-) -> Call[T]:
+def script_call(script: Script, keys: Sequence[bytes], args: Sequence[Arg], parse: Callable[[Any], T]) -> Call[T]:
     """A script: by its hash, and by its text where the server does not know the hash."""
     tail = (len(keys), *keys, *args)
     return Call(script.name, ("EVALSHA", script.sha, *tail), ("EVAL", script.source, *tail), parse)

@@ -40,9 +40,7 @@ def resolve(url: str) -> Target:
         parts = urlsplit(url)
         scheme, _ = parts.scheme.lower(), parts.port
     except ValueError:
-        raise InvalidValueError(
-            "the Redis URL has no readable host and port; see the accepted shapes"
-        ) from None
+        raise InvalidValueError("the Redis URL has no readable host and port; see the accepted shapes") from None
     if scheme in _LATER:
         raise InvalidValueError(
             f"{scheme}:// URLs are not supported by this version yet; use one of {_accepted()}"
@@ -122,9 +120,7 @@ def _options(settings: CacheSettings) -> dict[str, Any]:
 
 
 def _socket_url(parts: SplitResult) -> str:
-    query = [
-        ("db" if key == "virtual_host" else key, value.lstrip("/")) for key, value in parse_qsl(parts.query)
-    ]
+    query = [("db" if key == "virtual_host" else key, value.lstrip("/")) for key, value in parse_qsl(parts.query)]
     tail = f"?{urlencode(query)}" if query else ""
     return f"unix://{parts.netloc}{parts.path}{tail}"
 

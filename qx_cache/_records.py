@@ -13,7 +13,7 @@ from qx_cache.errors import (
     RecordedFailureError,
     ResultNotKeptError,
 )
-from qx_cache.keys import Keyspace, digest, holder_text, owner_token
+from qx_cache.keys import Keyspace, default_holder, digest, holder_text, owner_token
 from qx_cache.lease import Lease, Renewal, boottime
 from qx_cache.outcomes import Claimed, Corrupt, Done, Ended, Failed, Interrupted, Mismatch, Outcome, Running
 
@@ -52,7 +52,8 @@ class Records:
         takeover: bool,
     ) -> Call[Outcome]:
         record = self._keys.record(key)
-        owner, holder = owner_token(self._owner_prefix), holder_text(holder)
+        owner = owner_token(self._owner_prefix)
+        holder = holder_text(holder) if holder else default_holder(owner)
         given = "-" if fingerprint is None else digest(fingerprint.encode())
         args = (owner, holder, given, self._lease_ms, self._ttl_ms, retries, int(redelivery), int(takeover))
         sent_at = boottime()
@@ -121,9 +122,7 @@ class Records:
         return script_call(ABANDON, [self._keys.record(key)], args, lambda reply: word(reply) == "abandoned")
 
     def finalise(self, key: str, fence: int) -> Call[bool]:
-        return script_call(
-            FINALISE, [self._keys.record(key)], (fence,), lambda reply: word(reply) == "finalised"
-        )
+        return script_call(FINALISE, [self._keys.record(key)], (fence,), lambda reply: word(reply) == "finalised")
 
     def renew(self, claim: Claimed) -> Call[bool]:
         sent_at, renewal = boottime(), claim.lease.renewal
@@ -139,7 +138,8 @@ class Records:
 
     def put(self, key: str, result: Any, *, ttl: Duration | None) -> Call[bool]:
         ttl_ms = self._ttl_ms if ttl is None else milliseconds(seconds(ttl, "ttl_seconds"))
-        args = (owner_token(self._owner_prefix), holder_text(""), ttl_ms, "f---", self._codec.encode(result))
+        owner = owner_token(self._owner_prefix)
+        args = (owner, default_holder(owner), ttl_ms, "f---", self._codec.encode(result))
 
         def parse(reply: Any) -> bool:
             if word(reply) == "corrupt":

@@ -35,6 +35,4 @@ class JsonCodec:
         try:
             return from_json(data)
         except ValueError as error:
-            raise CacheValueError(
-                "a stored result is not JSON; was it written with another codec?"
-            ) from error
+            raise CacheValueError("a stored result is not JSON; was it written with another codec?") from error

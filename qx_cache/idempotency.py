@@ -143,9 +143,7 @@ class IdempotencyStore:
         call = self._records.complete(claim, result, kept=kept, finalised=finalised, ttl=ttl_seconds)
         await arun(self._client, call)
 
-    async def fail(
-        self, claim: Claimed, error: BaseException, *, ttl_seconds: Duration | None = None
-    ) -> None:
+    async def fail(self, claim: Claimed, error: BaseException, *, ttl_seconds: Duration | None = None) -> None:
         """Record a failure for later claims: type path and message. Errors as ``complete``."""
         await arun(self._client, self._records.fail(claim, error, ttl_seconds))
 

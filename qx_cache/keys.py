@@ -44,11 +44,15 @@ def process_prefix(host: str, parent_pid: int, pid: int) -> str:
 
 
 def holder_text(label: str) -> str:
-    """A label made safe for a record's header: percent-encoded, at most 128 bytes, ``-`` for none."""
-    if not label:
-        return f"host:{quote(os.uname().nodename, safe=_HOLDER_SAFE)[:80]}:{os.getpid()}"
+    """A label made safe for a record's header: percent-encoded, at most 128 bytes, else its digest."""
     text = quote(label, safe=_HOLDER_SAFE)
     return text if len(text) <= LONGEST_HOLDER_BYTES else digest(label.encode())
+
+
+def default_holder(owner: str) -> str:
+    """Host, pid and the end of the owner token: who claims, where the caller gives no label."""
+    host = quote(os.uname().nodename, safe=_HOLDER_SAFE)[:80]
+    return f"host:{host}:{os.getpid()}:{owner[-6:]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from qx_cache._run import AsyncClient, SyncClient, arun, require_async, require_
 from qx_cache.durations import Duration, milliseconds, seconds
 from qx_cache.errors import InvalidValueError, LockInUseError, LockNotHeldError, LockTimeoutError
 from qx_cache.heartbeat import Heartbeat
-from qx_cache.keys import Keyspace, holder_text, owner_token
+from qx_cache.keys import Keyspace, default_holder, holder_text, owner_token
 from qx_cache.lease import Lease, Renewal, boottime
 
 ACQUIRE, RELEASE, RENEW = Script("lock_acquire"), Script("lock_release"), Script("lock_renew")
@@ -81,7 +81,7 @@ class _Calls:
         self._lock, self._fence = keys.lock(name), keys.fence(name)
         self._guarded = guarded
         self._ended = [keys.ended(name, guarded.id)] if guarded else []
-        self._holder = holder_text(holder)
+        self._holder = holder_text(holder) if holder else ""
         self._owner_prefix = owner_prefix
         self.token = ""
         self.lease: Lease | None = None
@@ -113,7 +113,8 @@ class _Calls:
             )
             return Acquired(self.lease)
 
-        args: tuple[Arg, ...] = (token, ttl_ms, self._holder, self._memory_ms, *run_args)
+        holder = self._holder or default_holder(token)
+        args: tuple[Arg, ...] = (token, ttl_ms, holder, self._memory_ms, *run_args)
         return script_call(ACQUIRE, [self._lock, self._fence, *self._ended], args, parse)
 
     def release(self, *, ended: bool) -> Call[None]:

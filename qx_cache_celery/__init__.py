@@ -1,0 +1,18 @@
+"""Celery task base classes on ``qx_cache``: outcomes recorded once, jobs that never overlap.
+
+Importing this package reads no environment and opens no connection.
+"""
+
+from qx_cache_celery.idempotent import IdempotentTask
+from qx_cache_celery.identity import KeyArgumentError
+from qx_cache_celery.interrupt import LeaseLost, TaskLease
+from qx_cache_celery.singleton import AlreadyRunningError, SingletonTask
+
+__all__ = [
+    "AlreadyRunningError",
+    "IdempotentTask",
+    "KeyArgumentError",
+    "LeaseLost",
+    "SingletonTask",
+    "TaskLease",
+]

@@ -1,0 +1,151 @@
+"""Task options and app-wide settings: taken off the class when a task is bound, read lazily after that."""
+
+import inspect
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from celery import Celery
+
+from qx_cache import CacheSettings, Duration, InvalidValueError, interval_for, seconds
+from qx_cache_celery.identity import Arguments, KeyMaker
+
+UNSET: Any = None
+"""An option that the task leaves to the app-wide setting, or to its default."""
+
+DEFAULTS: Mapping[str, Any] = {
+    "fingerprint": True,
+    "result_ttl": 86_400.0,
+    "lease_ttl": 30.0,
+    "lock_ttl": 30.0,
+    "heartbeat_interval": None,
+    "on_store_error": "defer",
+    "on_conflict": None,
+}
+_WORDS = {"on_store_error": ("defer", "raise", "run"), "on_conflict": ("skip", "defer", "raise")}
+_DURATIONS = ("result_ttl", "lease_ttl", "lock_ttl", "heartbeat_interval")
+_KEYS = ("idempotency_key", "lock_key")
+_REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+socket://", "valkey://", "valkeys://")
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What one task class says, checked; made once when the class is bound to an app.
+
+    Args:
+        arguments: The task's signature.
+        given: Option name -> what the class says, UNSET where it says nothing.
+        makers: ``idempotency_key`` and ``lock_key``, compiled, where they are given.
+    """
+
+    arguments: Arguments
+    given: Mapping[str, Any]
+    makers: Mapping[str, KeyMaker]
+
+    def value(self, app: Celery, name: str) -> Any:
+        """The task's own value, else ``qx_cache_<name>`` of the app, else the default; words are checked."""
+        own = self.given.get(name, UNSET)
+        value = app.conf.get(f"qx_cache_{name}", DEFAULTS[name]) if own is UNSET else own
+        return _checked(self.arguments.task_name, name, value)
+
+    def duration(self, app: Celery, name: str) -> float:
+        """A duration in seconds."""
+        return float(self.value(app, name))
+
+    def interval(self, app: Celery, ttl_seconds: float) -> float:
+        """The time between renewals of a lease of ``ttl_seconds``."""
+        return interval_for(ttl_seconds, self.value(app, "heartbeat_interval"))
+
+
+def take_options(task: type[Any]) -> TaskOptions:
+    """Read and check the options of a task class that is being bound.
+
+    Raises:
+        InvalidValueError: Names the task, the option, the value and what would be right.
+    """
+    run = inspect.getattr_static(task, "run")
+    function = run.__func__ if isinstance(run, staticmethod) else run
+    arguments = Arguments(task.name, function, drop_first=not isinstance(run, staticmethod))
+    given = {name: inspect.getattr_static(task, name, UNSET) for name in (*DEFAULTS, *_KEYS)}
+    given = {name: _unwrapped(value) for name, value in given.items()}
+    for name, value in given.items():
+        if value is not UNSET and name in DEFAULTS:
+            _checked(task.name, name, value)
+    for ttl in ("lease_ttl", "lock_ttl"):
+        if given[ttl] is not UNSET and given["heartbeat_interval"] is not UNSET:
+            _check_interval(task.name, given[ttl], given["heartbeat_interval"])
+    if isinstance(given["fingerprint"], list | tuple):
+        KeyMaker("fingerprint", given["fingerprint"], arguments)
+    makers = {name: KeyMaker(name, given[name], arguments) for name in _KEYS if given[name] is not None}
+    return TaskOptions(arguments, given, makers)
+
+
+def backend_url(app: Celery) -> str:
+    """The Redis that holds records and locks.
+
+    Raises:
+        InvalidValueError: None of the four places names one.
+    """
+    if url := app.conf.get("qx_cache_backend_url"):
+        return str(url)
+    settings = CacheSettings()
+    if "url" in settings.model_fields_set:
+        return settings.url.get_secret_value()
+    for name in ("result_backend", "broker_url"):
+        url = app.conf.get(name) or ""
+        first = (url[0] if isinstance(url, list | tuple) and url else str(url)).split(";")[0]
+        if first.startswith(_REDIS_SCHEMES):
+            return first
+    raise InvalidValueError(
+        "no Redis for records and locks: set qx_cache_backend_url, or the environment variable QX_CACHE__URL, "
+        "or use a Redis URL as result_backend or broker_url"
+    )
+
+
+def namespace(app: Celery) -> str:
+    """First part of every key: ``qx_cache_namespace``, else the app's name, else ``qx``."""
+    return str(app.conf.get("qx_cache_namespace") or app.main or "qx")
+
+
+def owner_host() -> str:
+    """What tells the processes of one machine from those of another."""
+    return os.uname().nodename
+
+
+def _unwrapped(value: Any) -> Any:
+    return value.__func__ if isinstance(value, staticmethod) else value
+
+
+def _checked(task_name: str, name: str, value: Any) -> Any:
+    if name in _DURATIONS:
+        return _duration(task_name, name, value)
+    if name in _WORDS and value is not None and value not in _WORDS[name]:
+        words = ", ".join(map(repr, _WORDS[name]))
+        raise InvalidValueError(f"task {task_name}: {name} must be one of {words}, not {value!r}")
+    if name == "fingerprint" and not (value is True or value is False or callable(value) or _names(value)):
+        raise InvalidValueError(
+            f"task {task_name}: fingerprint must be True, False, a list of argument names or a callable, "
+            f"not {value!r}"
+        )
+    return value
+
+
+def _duration(task_name: str, name: str, value: Duration | None) -> float | None:
+    if value is None and name == "heartbeat_interval":
+        return None
+    try:
+        return seconds(value, name, at_least=0.05)  # type: ignore[arg-type]  # checked in there
+    except InvalidValueError as error:
+        raise InvalidValueError(f"task {task_name}: {error}") from None
+
+
+def _check_interval(task_name: str, ttl: Duration, interval: Duration) -> None:
+    try:
+        interval_for(seconds(ttl, "ttl"), interval)
+    except InvalidValueError as error:
+        raise InvalidValueError(f"task {task_name}: {error}") from None
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)

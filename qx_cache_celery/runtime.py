@@ -1,0 +1,127 @@
+"""What one process of one app shares: client, heartbeat, stores. Made on first use, anew after a fork."""
+
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from celery import Celery
+from kombu.utils.functional import retry_over_time
+from pydantic import SecretStr
+
+from qx_cache import (
+    CacheSettings,
+    GuardedRun,
+    Heartbeat,
+    StoreUnavailableError,
+    SyncDistributedLock,
+    SyncIdempotencyStore,
+    create_sync_client,
+    process_prefix,
+)
+from qx_cache_celery.options import backend_url, namespace, owner_host
+from qx_cache_celery.results import KombuCodec
+
+if TYPE_CHECKING:
+    import redis
+
+T = TypeVar("T")
+_ATTRIBUTE = "_qx_cache_runtimes"
+_SOCKET_TIMEOUT_SECONDS = 2.0
+"""Shorter than the client's own default: a task that waits for Redis holds up a worker slot."""
+
+
+class Runtime:
+    """One process's connections. Nothing is opened before it is used.
+
+    Args:
+        app: Where the settings are.
+    """
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._making = threading.Lock()
+        self._client: redis.Redis | None = None
+        self._heartbeat: Heartbeat | None = None
+        self.owner_prefix = process_prefix(owner_host(), os.getppid(), os.getpid())
+
+    @property
+    def client(self) -> "redis.Redis":
+        """The client of this process; opened and checked on first use.
+
+        Raises:
+            StoreUnavailableError: The server does not answer; the next use tries again.
+        """
+        with self._making:
+            if self._client is None:
+                self._client = create_sync_client(_settings(self._app))
+            return self._client
+
+    @property
+    def heartbeat(self) -> Heartbeat:
+        """The one thread that renews all leases of this process."""
+        client = self.client
+        with self._making:
+            if self._heartbeat is None:
+                self._heartbeat = Heartbeat(client)
+            return self._heartbeat
+
+    def store(self, *, lease_ttl: float, result_ttl: float) -> SyncIdempotencyStore:
+        """A store with these lives; both in seconds."""
+        return SyncIdempotencyStore(
+            self.client,
+            ttl_seconds=result_ttl,
+            lease_seconds=lease_ttl,
+            namespace=namespace(self._app),
+            codec=KombuCodec(self._app),
+            heartbeat=self.heartbeat,
+            owner_prefix=self.owner_prefix,
+        )
+
+    def lock(self, name: str, *, ttl: float, holder: str, guarded: GuardedRun | None) -> SyncDistributedLock:
+        """A lock object for one run; ``ttl`` in seconds."""
+        return SyncDistributedLock(
+            self.client,
+            name,
+            ttl_seconds=ttl,
+            namespace=namespace(self._app),
+            holder=holder,
+            guarded=guarded,
+            owner_prefix=self.owner_prefix,
+        )
+
+
+def runtime_of(app: Celery) -> Runtime:
+    """The runtime of this process for ``app``; a forked child gets one of its own."""
+    runtimes: dict[int, Runtime] = app.__dict__.setdefault(_ATTRIBUTE, {})
+    pid = os.getpid()
+    if pid not in runtimes:
+        runtimes.setdefault(pid, Runtime(app))
+    return runtimes[pid]
+
+
+def insist(call: Callable[[], T], patience_seconds: float) -> T:
+    """Repeat ``call`` while Redis cannot be reached, for ``patience_seconds`` at most.
+
+    Raises:
+        StoreUnavailableError: It could not be reached all that time.
+    """
+    return retry_over_time(
+        call,
+        StoreUnavailableError,
+        timeout=patience_seconds,
+        interval_start=0.1,
+        interval_step=0.2,
+        interval_max=1.0,
+    )
+
+
+def _settings(app: Celery) -> CacheSettings:
+    settings = CacheSettings(url=SecretStr(backend_url(app)))
+    if "socket_timeout_seconds" in settings.model_fields_set:
+        return settings
+    shorter = {
+        "socket_timeout_seconds": _SOCKET_TIMEOUT_SECONDS,
+        "socket_connect_timeout_seconds": _SOCKET_TIMEOUT_SECONDS,
+    }
+    return settings.model_copy(update=shorter)

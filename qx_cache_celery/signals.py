@@ -1,0 +1,22 @@
+"""What a program can listen to. A handler that raises harms nothing: Celery logs it.
+
+Each signal is sent in the process that runs the task, with ``sender`` the task and these keywords:
+``task_id``, ``key`` (idempotency key or lock name) and those named below.
+"""
+
+from celery.utils.dispatch import Signal
+
+task_replayed = Signal(name="task_replayed", providing_args=["task_id", "key", "holder", "age_seconds"])
+"""A stored result was returned instead of a run; ``holder`` is the task id that made it."""
+
+task_deferred = Signal(name="task_deferred", providing_args=["task_id", "key", "countdown", "reason"])
+"""A copy of the message was published, to be looked at again after ``countdown`` seconds."""
+
+task_taken_over = Signal(name="task_taken_over", providing_args=["task_id", "key", "attempt", "fence"])
+"""This run takes over from one that never ended."""
+
+task_skipped = Signal(name="task_skipped", providing_args=["task_id", "key", "reason", "holder"])
+"""The task ended without a run, because another holds its lock."""
+
+lease_lost = Signal(name="lease_lost", providing_args=["task_id", "key", "reason"])
+"""A run found that its lease or lock is not its own any more."""

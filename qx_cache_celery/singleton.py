@@ -1,0 +1,180 @@
+"""``SingletonTask``: one run at a time."""
+
+import logging
+from typing import Any
+
+from celery.exceptions import Reject
+
+from qx_cache import (
+    Acquired,
+    CacheError,
+    Duration,
+    GuardedRun,
+    LockNotHeldError,
+    RunEnded,
+    StoreError,
+    SyncDistributedLock,
+    Taken,
+    digest,
+)
+from qx_cache_celery import delivery
+from qx_cache_celery.guard import GuardedTask, Proceed, Run, lost
+from qx_cache_celery.identity import KeySpec, key_name
+from qx_cache_celery.interrupt import LeaseLost
+from qx_cache_celery.runtime import insist
+
+_log = logging.getLogger("qx_cache_celery.task")
+_SHORTEST_MEMORY_SECONDS = 3600.0
+
+
+class AlreadyRunningError(CacheError):
+    """Another task holds the lock, and ``on_conflict="raise"`` was asked for.
+
+    Args:
+        name: The lock's name.
+        holder_task_id: Who holds it.
+    """
+
+    def __init__(self, name: str, holder_task_id: str) -> None:
+        super().__init__(f"the lock {name!r} is held by task {holder_task_id}")
+        self.name, self.holder_task_id = name, holder_task_id
+
+
+class LockGuard:
+    """Takes a run through its lock: acquire, skip or defer, and the release."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._key = lock_name(run.task, run.args, run.kwargs)
+        app, options = run.task.app, run.options
+        self._ttl = options.duration(app, "lock_ttl")
+        self._interval = options.interval(app, self._ttl)
+        self._policy = options.value(app, "on_store_error")
+        self._released = False
+
+    def around(self, proceed: Proceed) -> Any:
+        """Proceed under the lock; raise what ends any other delivery."""
+        try:
+            lock = self._run.runtime.lock(self._key, ttl=self._ttl, holder=self._run.id, guarded=self._guarded())
+            attempt = lock.attempt()
+        except StoreError as error:
+            if self._policy == "raise":
+                raise
+            if self._policy == "defer":
+                raise delivery.Deferral(f"store error: {error}", self._key) from error
+            _log.warning("task %s runs without its lock: %s", self._run.id, error)
+            return proceed()
+        match attempt:
+            case Acquired():
+                return self._work(lock, proceed)
+            case RunEnded():
+                raise delivery.ended(self._run.request, self._key, "its run has ended")
+            case Taken():
+                raise self._conflict(attempt)
+
+    def _guarded(self) -> GuardedRun | None:
+        """What the lock is to remember; nothing where an idempotency record does."""
+        if self._run.task.qx_record_guard is not None:
+            return None
+        request = self._run.request
+        memory = max(_SHORTEST_MEMORY_SECONDS, 2 * delivery.visibility_timeout(self._run.task))
+        return GuardedRun(self._run.id, request.retries or 0, delivery.is_redelivery(request), memory)
+
+    def _conflict(self, taken: Taken) -> BaseException:
+        request, options = self._run.request, self._run.options
+        if delivery.is_same(request, taken.holder):
+            return delivery.Deferral(
+                "this task is running",
+                self._key,
+                insures=taken.fence,
+                remaining_seconds=taken.remaining_seconds,
+            )
+        policy = options.value(self._run.task.app, "on_conflict")
+        policy = policy or ("defer" if delivery.dispatches(request) else "skip")
+        if policy == "raise":
+            return AlreadyRunningError(self._key, taken.holder)
+        if policy == "skip":
+            return delivery.Skip("lock_held", self._key, taken.holder)
+        return delivery.Deferral(
+            f"task {taken.holder} holds the lock", self._key, remaining_seconds=taken.remaining_seconds
+        )
+
+    def _work(self, lock: SyncDistributedLock, proceed: Proceed) -> Any:
+        run, lease, heartbeat = self._run, lock.lease, self._run.runtime.heartbeat
+        run.lease.hold(lease)
+        run.before_retry.append(lambda: self._release(lock, ended=True))
+        heartbeat.add(lease, self._interval)
+        ended = True
+        try:
+            return proceed()
+        except LeaseLost as error:
+            ended = False
+            lost(run, self._key, str(error))
+            raise delivery.Deferral("its lock was lost", self._key, insures=lease.fence) from error
+        except Reject as reject:
+            ended = not delivery.requeues(reject)
+            raise
+        except Exception:
+            raise
+        except BaseException:  # the process is told to go: the run has not ended in a recorded way
+            ended = False
+            raise
+        finally:
+            self._release(lock, ended=ended)
+            heartbeat.remove(lease)
+
+    def _release(self, lock: SyncDistributedLock, *, ended: bool) -> None:
+        """Give the lock back. The run is over, so what goes wrong here is logged and not raised."""
+        if self._released:
+            return
+        self._released = True
+        try:
+            insist(lambda: lock.release(ended=ended), patience_seconds=self._ttl)
+        except LockNotHeldError as error:
+            _log.error("task %s lost its lock during its run: %s", self._run.id, error)
+            lost(self._run, self._key, str(error))
+        except StoreError as error:
+            _log.warning("the lock of task %s is left to lapse: %s", self._run.id, error)
+
+
+class SingletonTask(GuardedTask):
+    """Base for tasks of which one may run at a time: beat jobs above all.
+
+    A lock is held around the run and renewed while it lasts; a worker that dies frees it within ``lock_ttl``.
+    When another task holds it, this one ends as SUCCESS with a small marker (``{"qx_skipped": "lock_held", …}``),
+    a log line and a signal; in a chain, chord or group, or with links, it is put off instead. A second delivery
+    of the same task is never skipped: it waits for the first one's end.
+
+    Class attributes, each also app-wide as ``qx_cache_<name>`` (but the key), durations in seconds or as
+    ``timedelta``:
+
+    - ``lock_key``: a template, a list of argument names (``[]``: the task's name alone) or a callable; None: the
+      task's name and all arguments.
+    - ``lock_ttl``: life of the lock without a heartbeat; ``heartbeat_interval``: time between renewals.
+    - ``on_conflict``: ``"skip"``, ``"defer"`` or ``"raise"``.
+    - ``on_store_error``: ``"defer"``, ``"raise"`` or ``"run"``.
+
+    Example:
+        ```python
+        @app.task(base=SingletonTask)
+        def nightly_report(): ...
+        ```
+    """
+
+    abstract = True
+    qx_lock_guard = LockGuard
+
+    lock_key: KeySpec = None
+    lock_ttl: Duration | None = None
+    heartbeat_interval: Duration | None = None
+    on_conflict: str | None = None
+    on_store_error: str | None = None
+
+
+def lock_name(task: GuardedTask, args: Any, kwargs: Any) -> str:
+    """The name of the lock that this call needs."""
+    maker = task.qx_options.makers.get("lock_key")
+    if maker is not None:
+        return key_name(task.name, "key", maker.text(args, kwargs))
+    given = task.qx_options.arguments.all_encoded(args, kwargs)
+    return key_name(task.name, "args", digest(given.encode()))
