@@ -25,6 +25,9 @@
         └── RecordedFailureError             the run failed, and the failure was kept
 
 "Taken", "running" and "done" are outcomes, not errors: ``claim`` returns them.
+
+Each error's ``args`` are what its class takes, and its text is made when it is asked for, so that errors survive
+pickling and Celery's result backends with their type.
 """
 
 
@@ -47,7 +50,11 @@ class WrongClientError(CacheError, TypeError):
     """
 
     def __init__(self, user: str, needed: str, given: str, instead: str) -> None:
-        super().__init__(f"{user} needs a {needed} client, not {given}; for that client use {instead}")
+        super().__init__(user, needed, given, instead)
+
+    def __str__(self) -> str:
+        user, needed, given, instead = self.args
+        return f"{user} needs a {needed} client, not {given}; for that client use {instead}"
 
 
 class EmbeddedServerError(CacheError):
@@ -79,9 +86,11 @@ class StoreUnavailableError(StoreError):
     """
 
     def __init__(self, operation: str, where: str, reason: str) -> None:
-        super().__init__(f"no usable answer from Redis at {where} to {operation!r}: {reason}")
-        self.operation = operation
-        self.where = where
+        super().__init__(operation, where, reason)
+        self.operation, self.where, self.reason = operation, where, reason
+
+    def __str__(self) -> str:
+        return f"no usable answer from Redis at {self.where} to {self.operation!r}: {self.reason}"
 
 
 class StoreRefusedError(StoreError):
@@ -94,9 +103,11 @@ class StoreRefusedError(StoreError):
     """
 
     def __init__(self, operation: str, where: str, reason: str) -> None:
-        super().__init__(f"Redis at {where} refused {operation!r}: {reason}")
-        self.operation = operation
-        self.where = where
+        super().__init__(operation, where, reason)
+        self.operation, self.where, self.reason = operation, where, reason
+
+    def __str__(self) -> str:
+        return f"Redis at {self.where} refused {self.operation!r}: {self.reason}"
 
 
 class CorruptRecordError(StoreError):
@@ -108,11 +119,14 @@ class CorruptRecordError(StoreError):
     """
 
     def __init__(self, key: str, header: str) -> None:
-        super().__init__(
-            f"the idempotency record of {key!r} cannot be read by this version (it begins with {header!r}); "
-            "it was not changed: upgrade this process, or delete the record by hand"
+        super().__init__(key, header)
+        self.key, self.header = key, header
+
+    def __str__(self) -> str:
+        return (
+            f"the idempotency record of {self.key!r} cannot be read by this version "
+            f"(it begins with {self.header!r}); it was not changed: upgrade this process, or delete it by hand"
         )
-        self.key = key
 
 
 class LeaseLostError(CacheError):
@@ -126,8 +140,11 @@ class LeaseLostError(CacheError):
     what = "lease"
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"the {self.what} {name!r} is not held: {reason}")
-        self.name = name
+        super().__init__(name, reason)
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return f"the {self.what} {self.name!r} is not held: {self.reason}"
 
 
 class ClaimLostError(LeaseLostError):
@@ -152,9 +169,11 @@ class LockTimeoutError(CacheError, TimeoutError):
     """
 
     def __init__(self, name: str, wait_seconds: float, holder: str) -> None:
-        super().__init__(f"the lock {name!r} was not free within {wait_seconds} s; held by {holder!r}")
-        self.name = name
-        self.holder = holder
+        super().__init__(name, wait_seconds, holder)
+        self.name, self.wait_seconds, self.holder = name, wait_seconds, holder
+
+    def __str__(self) -> str:
+        return f"the lock {self.name!r} was not free within {self.wait_seconds} s; held by {self.holder!r}"
 
 
 class LockInUseError(CacheError):
@@ -166,12 +185,19 @@ class IdempotencyError(CacheError):
 
     Args:
         key: The idempotency key as the caller gave it.
-        message: What happened and what to do.
+        facts: What else is known; each class names its own.
     """
 
-    def __init__(self, key: str, message: str) -> None:
-        super().__init__(f"idempotency key {key!r}: {message}")
+    def __init__(self, key: str, *facts: object) -> None:
+        super().__init__(key, *facts)
         self.key = key
+
+    def __str__(self) -> str:
+        return f"idempotency key {self.key!r}: {self.says()}"
+
+    def says(self) -> str:
+        """What happened and what to do."""
+        return ""
 
 
 class IdempotencyMismatchError(IdempotencyError):
@@ -184,13 +210,15 @@ class IdempotencyMismatchError(IdempotencyError):
     """
 
     def __init__(self, key: str, recorded: str, given: str) -> None:
-        super().__init__(
-            key,
-            f"it belongs to another request (fingerprint {recorded} recorded, {given} given); "
-            "use a new key for a new request",
+        super().__init__(key, recorded, given)
+        self.recorded, self.given = recorded, given
+
+    def says(self) -> str:
+        """Names both digests."""
+        return (
+            f"it belongs to another request (fingerprint {self.recorded} recorded, {self.given} given); "
+            "use a new key for a new request"
         )
-        self.recorded = recorded
-        self.given = given
 
 
 class InProgressError(IdempotencyError):
@@ -203,20 +231,38 @@ class InProgressError(IdempotencyError):
     """
 
     def __init__(self, key: str, holder: str, remaining_seconds: float) -> None:
-        super().__init__(key, f"{holder!r} is at work, its lease has {remaining_seconds:.3f} s left")
-        self.holder = holder
-        self.remaining_seconds = remaining_seconds
+        super().__init__(key, holder, remaining_seconds)
+        self.holder, self.remaining_seconds = holder, remaining_seconds
+
+    def says(self) -> str:
+        """Names the holder."""
+        return f"{self.holder!r} is at work, its lease has {self.remaining_seconds:.3f} s left"
 
 
 class InterruptedRunError(IdempotencyError):
-    """An earlier run began and never ended, and the caller asked not to run again."""
+    """A run began and its end is unknown, or had nothing to replay; it was asked not to run again.
+
+    Args:
+        key: The idempotency key as the caller gave it.
+        fence: The run's fence.
+        holder: Whose run it was.
+    """
+
+    def __init__(self, key: str, fence: int, holder: str) -> None:
+        super().__init__(key, fence, holder)
+        self.fence, self.holder = fence, holder
+
+    def says(self) -> str:
+        """Names the run."""
+        return f"run {self.fence} of {self.holder!r} left no result"
 
 
 class ResultNotKeptError(IdempotencyError):
     """The run succeeded, but its result was not stored (not serialisable); do not run it again."""
 
-    def __init__(self, key: str) -> None:
-        super().__init__(key, "the run succeeded, but its result was not kept, so it cannot be replayed")
+    def says(self) -> str:
+        """There is nothing to replay."""
+        return "the run succeeded, but its result was not kept, so it cannot be replayed"
 
 
 class RecordedFailureError(IdempotencyError):
@@ -229,6 +275,9 @@ class RecordedFailureError(IdempotencyError):
     """
 
     def __init__(self, key: str, error_type: str, message: str) -> None:
-        super().__init__(key, f"the run failed with {error_type}: {message}")
-        self.error_type = error_type
-        self.message = message
+        super().__init__(key, error_type, message)
+        self.error_type, self.message = error_type, message
+
+    def says(self) -> str:
+        """Names the failure."""
+        return f"the run failed with {self.error_type}: {self.message}"

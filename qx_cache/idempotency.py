@@ -20,7 +20,7 @@ from qx_cache.errors import (
     ResultNotKeptError,
 )
 from qx_cache.heartbeat import Heartbeat
-from qx_cache.outcomes import Claimed, Corrupt, Done, Failed, Interrupted, Mismatch, Outcome, Running
+from qx_cache.outcomes import Claimed, Corrupt, Done, Ended, Failed, Interrupted, Mismatch, Outcome, Running
 
 T = TypeVar("T")
 
@@ -415,8 +415,10 @@ def refuse(outcome: Outcome) -> NoReturn:
         case Failed():
             raise RecordedFailureError(outcome.key, outcome.error_type, outcome.message)
         case Interrupted():
-            raise InterruptedRunError(outcome.key, f"run {outcome.fence} of {outcome.holder!r} never ended")
+            raise InterruptedRunError(outcome.key, outcome.fence, outcome.holder)
         case Corrupt():
             raise CorruptRecordError(outcome.key, outcome.header)
+        case Ended():
+            raise InterruptedRunError(outcome.key, outcome.fence, outcome.holder)
         case _:
-            raise InterruptedRunError(outcome.key, "it ended with nothing to replay")
+            raise AssertionError(outcome)

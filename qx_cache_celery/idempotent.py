@@ -107,7 +107,7 @@ class RecordGuard:
             case Failed():
                 raise RecordedFailureError(self._key, outcome.error_type, outcome.message)
             case Interrupted():
-                raise InterruptedRunError(self._key, f"run {outcome.fence} of {outcome.holder} never ended")
+                raise InterruptedRunError(self._key, outcome.fence, outcome.holder)
             case _:
                 raise AssertionError(outcome)
 

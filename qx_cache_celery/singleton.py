@@ -36,8 +36,11 @@ class AlreadyRunningError(CacheError):
     """
 
     def __init__(self, name: str, holder_task_id: str) -> None:
-        super().__init__(f"the lock {name!r} is held by task {holder_task_id}")
+        super().__init__(name, holder_task_id)
         self.name, self.holder_task_id = name, holder_task_id
+
+    def __str__(self) -> str:
+        return f"the lock {self.name!r} is held by task {self.holder_task_id}"
 
 
 class LockGuard:

@@ -1,0 +1,131 @@
+"""Real worker processes on a server of their own."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import redis
+
+from qx_cache.embedded import start_server
+
+HERE = Path(__file__).parent
+
+
+class Shop:
+    """One broker, one store, some workers, and what they wrote down."""
+
+    def __init__(self, folder, server, settings):
+        self.folder, self.server = folder, server
+        self.redis = redis.Redis.from_url(server.url)
+        self.workers = []
+        os.environ.update(
+            QX_TEST_FOLDER=str(folder),
+            QX_TEST_BROKER=server.broker_url,
+            QX_TEST_VISIBILITY_TIMEOUT=str(settings.pop("visibility_timeout", 60)),
+            QX_TEST_CONF=json.dumps(settings),
+        )
+        sys.modules.pop("shop", None)
+        self.tasks = importlib.import_module("shop")
+
+    def start(self, *, concurrency=2, pool="prefork"):
+        """Start one worker and wait until it takes messages."""
+        number = len(self.workers)
+        log = (self.folder / f"worker-{number}.log").open("wb")
+        words = ["worker", "-c", str(concurrency), "-P", pool, "-n", f"w{number}@qx", "-l", "INFO"]
+        words += ["--without-mingle", "--without-gossip"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "celery", "-A", "shop", *words],
+            cwd=HERE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        log.close()
+        self.workers.append(process)
+        self.until(lambda: f"w{number}@qx ready" in self.log(number), what=f"worker {number} ready")
+        return process
+
+    def log(self, number):
+        return (self.folder / f"worker-{number}.log").read_text(errors="replace")
+
+    def journal(self, what=None, **fields):
+        """The lines written so far; only those with these fields."""
+        path = self.folder / "journal"
+        lines = path.read_text().splitlines() if path.exists() else []
+        rows = [json.loads(line) for line in lines]
+        return [
+            row
+            for row in rows
+            if (what is None or row["what"] == what) and all(row.get(k) == v for k, v in fields.items())
+        ]
+
+    def until(self, condition, *, seconds=30.0, what="the condition"):
+        """Wait for a truthy value and return it."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if value := condition():
+                return value
+            time.sleep(0.02)
+        pytest.fail(f"waited {seconds} s in vain for {what}; journal: {self.journal()}\n{self._logs()}")
+
+    def open(self, gate):
+        (self.folder / gate).touch()
+
+    def running_in(self, row):
+        """The worker whose pool child wrote this line."""
+        return next(w for w in self.workers if row["parent"] == w.pid or row["pid"] == w.pid)
+
+    def group(self, worker, number):
+        """Send a signal to a worker and all its children."""
+        os.killpg(worker.pid, number)
+
+    def idle(self):
+        """True when the broker holds no message, neither waiting nor unacknowledged."""
+        return self.redis.llen("celery") == 0 and self.redis.hlen("unacked") == 0
+
+    def stop(self):
+        for worker in self.workers:
+            if worker.poll() is None:
+                for number in (signal.SIGCONT, signal.SIGKILL):
+                    os.killpg(worker.pid, number)
+            worker.wait()
+        self.tasks.app.close()
+        self.tasks.app.backend.result_consumer.stop()
+        self.redis.close()
+        sys.modules.pop("shop", None)
+
+    def _logs(self):
+        return "\n".join(self.log(number)[-3000:] for number in range(len(self.workers)))
+
+
+@pytest.fixture
+def shop_with(tmp_path):
+    """Make a shop with these settings; ``visibility_timeout`` is the broker's, the rest is the app's."""
+    made = []
+
+    def make(**settings):
+        server = start_server()
+        made.append((server, None))
+        shop = Shop(tmp_path, server, {"qx_cache_lease_ttl": 2, "qx_cache_lock_ttl": 2, **settings})
+        made[-1] = (server, shop)
+        return shop
+
+    yield make
+    for server, shop in made:
+        if shop is not None:
+            shop.stop()
+        server.stop()
+
+
+@pytest.fixture
+def shop(shop_with):
+    """A shop with one worker of two processes, and short leases."""
+    shop = shop_with()
+    shop.start()
+    return shop

@@ -1,0 +1,203 @@
+"""The app that the worker tests run: tasks that note what they do in a journal, and wait at gates."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+from celery import Celery
+from celery.exceptions import Reject
+
+from qx_cache_celery import IdempotentTask, SingletonTask, signals
+
+FOLDER = Path(os.environ["QX_TEST_FOLDER"])
+BROKER = os.environ["QX_TEST_BROKER"]
+
+app = Celery("shop", broker=BROKER, backend=BROKER)
+app.conf.update(
+    broker_transport_options={
+        "visibility_timeout": float(os.environ.get("QX_TEST_VISIBILITY_TIMEOUT", "60")),
+        "unacked_restore_interval": 1,
+        "unacked_restore_throttle": 1,
+    },
+    broker_connection_retry_on_startup=True,
+    worker_prefetch_multiplier=1,
+    worker_cancel_long_running_tasks_on_connection_loss=False,
+    task_track_started=True,
+)
+app.conf.update(json.loads(os.environ.get("QX_TEST_CONF", "{}")))
+
+
+def note(what, **more):
+    """Append one line; short appends of several processes do not mix."""
+    line = json.dumps({"what": what, "pid": os.getpid(), "parent": os.getppid(), "at": time.time(), **more})
+    with (FOLDER / "journal").open("a") as journal:
+        journal.write(line + "\n")
+
+
+def wait_at(gate):
+    """Wait until the test opens the gate; for ever is longer than any test."""
+    while gate and not (FOLDER / gate).exists():
+        time.sleep(0.02)
+
+
+def once(name):
+    """True for the first caller with this name, in whatever process."""
+    try:
+        os.close(os.open(FOLDER / f"once-{name}", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+def _listen(name, signal_):
+    def handler(sender=None, task_id=None, **fields):
+        fields.pop("signal", None)
+        note(name, id=task_id, task=sender.name, **{key: str(value) for key, value in fields.items()})
+
+    signal_.connect(handler, weak=False)
+
+
+for name in ("replayed", "deferred", "taken_over", "skipped"):
+    _listen(name, getattr(signals, f"task_{name}"))
+_listen("lost", signals.lease_lost)
+
+
+class Both(SingletonTask, IdempotentTask):
+    """One recorded run a key, one at a time."""
+
+
+class BothReversed(IdempotentTask, SingletonTask):
+    """The same in the other order."""
+
+
+class DiesAfterComplete(IdempotentTask):
+    """Killed once between the record of the result and everything after it."""
+
+    def __call__(self, *args, **kwargs):
+        result = super().__call__(*args, **kwargs)
+        if self.request.id and once(f"dies-{self.request.id}"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+
+def work(task, order, *, seconds=0.0, gate="", ensure=False, fail=0, retry=False, result=None):
+    """What all the tasks do: note the start, take time, perhaps fail, note the end."""
+    attempt = task.request.retries or 0
+    note("start", order=order, id=task.request.id, retries=attempt)
+    time.sleep(seconds)
+    wait_at(gate)
+    if ensure:
+        task.lease.ensure()
+    if retry and attempt == 0:
+        raise task.retry(countdown=0.2)
+    if fail > attempt and once(f"fail-{order}-{attempt}"):
+        raise ValueError(order)
+    note("end", order=order, id=task.request.id)
+    return [order] if result is None else result
+
+
+@app.task(base=IdempotentTask, bind=True, idempotency_key="{order}", fingerprint=["order"])
+def capture(self, order, **how):
+    return work(self, order, **how)
+
+
+@app.task(base=IdempotentTask, bind=True)
+def by_id(self, order, **how):
+    return work(self, order, **how)
+
+
+@app.task(base=IdempotentTask, bind=True, idempotency_key="{order}")
+def strict(self, order, amount):
+    return work(self, order, result=amount)
+
+
+@app.task(base=DiesAfterComplete, bind=True)
+def dying(self, order, **how):
+    return work(self, order, **how)
+
+
+@app.task(base=SingletonTask, bind=True, lock_key=[])
+def nightly(self, order="n", **how):
+    return work(self, order, **how)
+
+
+@app.task(base=SingletonTask, bind=True, acks_late=True, reject_on_worker_lost=True)
+def single(self, order, **how):
+    return work(self, order, **how)
+
+
+@app.task(base=Both, bind=True, lock_key="{order}")
+def both(self, order, **how):
+    return work(self, order, **how)
+
+
+@app.task(base=BothReversed, bind=True, lock_key=[])
+def both_reversed(self, order, **how):
+    return work(self, order, **how)
+
+
+@app.task(base=IdempotentTask, bind=True, autoretry_for=(Exception,), default_retry_delay=0.1, max_retries=3)
+def flaky(self, order, **how):
+    return work(self, order, **how)
+
+
+@app.task(base=IdempotentTask, bind=True)
+def opaque(self, order):
+    return work(self, order, result=object())
+
+
+@app.task(base=IdempotentTask, bind=True, ignore_result=True)
+def opaque_ignored(self, order):
+    return work(self, order, result=object())
+
+
+@app.task(base=IdempotentTask, bind=True)
+def rejecting(self, order):
+    note("start", order=order, id=self.request.id)
+    if once(f"reject-{order}"):
+        raise Reject("later", requeue=True)
+    return order
+
+
+@app.task(base=IdempotentTask, bind=True, time_limit=2)
+def limited(self, order, **how):
+    return work(self, order, **how)
+
+
+@app.task(base=IdempotentTask)
+def noop(number):
+    return number
+
+
+@app.task(base=IdempotentTask, idempotency_key="{number}", fingerprint=False)
+def noop_keyed(number):
+    return number
+
+
+@app.task(base=IdempotentTask, on_store_error="raise", bind=True)
+def store_raise(self, order):
+    return work(self, order)
+
+
+@app.task(base=IdempotentTask, on_store_error="run", bind=True)
+def store_run(self, order):
+    return work(self, order)
+
+
+@app.task
+def add(values, more):
+    note("add", values=values)
+    return [*values, more]
+
+
+@app.task
+def collect(values):
+    note("collect", values=values)
+    return sorted(value for inner in values for value in inner)
+
+
+@app.task(bind=True, acks_late=True, reject_on_worker_lost=True)
+def plain(self, order, **how):
+    return work(self, order, **how)

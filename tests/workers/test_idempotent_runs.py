@@ -1,0 +1,133 @@
+"""One worker, no faults: what a task's end means for the deliveries after it."""
+
+import pytest
+from celery import chord, group
+from kombu.exceptions import EncodeError
+
+pytestmark = pytest.mark.worker
+
+
+def test_a_key_published_twice_runs_once_and_both_get_the_result(shop):
+    first = shop.tasks.capture.delay("a", gate="go")
+    shop.until(lambda: shop.journal("start", order="a"))
+    second = shop.tasks.capture.delay("a", gate="go")
+    shop.until(lambda: shop.journal("deferred", id=second.id))
+    shop.open("go")
+
+    assert [["a"], ["a"]] == [first.get(timeout=20), second.get(timeout=20)]
+    assert 1 == len(shop.journal("start"))
+    assert [second.id] == [row["id"] for row in shop.journal("replayed")]
+
+
+def test_a_duplicate_after_the_end_gets_the_result_at_once(shop):
+    assert ["a"] == shop.tasks.capture.delay("a").get(timeout=20)
+    assert ["a"] == shop.tasks.capture.delay("a").get(timeout=20)
+    assert 1 == len(shop.journal("start"))
+    assert [] == shop.journal("deferred")
+
+
+def test_a_failed_run_leaves_the_key_to_the_next_publish(shop):
+    with pytest.raises(ValueError, match="a"):
+        shop.tasks.capture.delay("a", fail=1).get(timeout=20)
+    assert ["a"] == shop.tasks.capture.delay("a", fail=1).get(timeout=20)
+    assert 2 == len(shop.journal("start"))
+
+
+def test_a_retry_runs_again_and_is_recorded(shop):
+    result = shop.tasks.by_id.delay("a", retry=True)
+
+    assert ["a"] == result.get(timeout=20)
+    assert [0, 1] == [row["retries"] for row in shop.journal("start")]
+    shop.until(shop.idle)
+
+
+def test_autoretry_runs_until_the_body_succeeds(shop):
+    assert ["a"] == shop.tasks.flaky.delay("a", fail=2).get(timeout=20)
+    assert [0, 1, 2] == [row["retries"] for row in shop.journal("start")]
+
+
+def test_a_replay_goes_on_with_its_own_chain_and_chord(shop):
+    tasks = shop.tasks
+    assert ["a", "x"] == (tasks.capture.s("a") | tasks.add.s("x")).delay().get(timeout=20)
+    assert ["a", "y"] == (tasks.capture.s("a") | tasks.add.s("y")).delay().get(timeout=20)
+    header = [tasks.capture.s("a"), tasks.capture.s("b"), tasks.capture.s("a")]
+    assert ["a", "a", "b"] == chord(header)(tasks.collect.s()).get(timeout=20)
+    assert ["a", "b"] == sorted(row["order"] for row in shop.journal("start"))
+    assert 1 == len(shop.journal("collect"))
+
+
+def test_a_key_by_header_reaches_each_member_of_a_group_apart(shop):
+    tasks = shop.tasks
+    headers = {"idempotency_key": "k"}
+    members = group(tasks.by_id.s("a"), tasks.by_id.s("b"))
+
+    assert [["a"], ["b"]] == members.apply_async(headers=headers).get(timeout=20)
+    assert ["a"] == tasks.by_id.apply_async(("a",), headers={"idempotency_key": "other"}).get(timeout=20)
+    assert ["a"] == tasks.by_id.apply_async(("a",), headers={"idempotency_key": "other"}).get(timeout=20)
+    assert 3 == len(shop.journal("start"))
+
+
+def test_one_key_for_two_requests_fails_the_second_and_says_so(shop):
+    assert 5 == shop.tasks.strict.delay("a", 5).get(timeout=20)
+    with pytest.raises(Exception, match="another request") as caught:
+        shop.tasks.strict.delay("a", 6).get(timeout=20)
+    assert "IdempotencyMismatchError" == type(caught.value).__name__
+    assert 1 == len(shop.journal("start"))
+
+
+def test_a_result_that_cannot_be_serialised_fails_the_task_and_is_recorded_as_not_kept(shop):
+    headers = {"idempotency_key": "k"}
+    with pytest.raises(EncodeError, match="not JSON serializable"):
+        shop.tasks.opaque.apply_async(("a",), headers=headers).get(timeout=20)
+    with pytest.raises(Exception, match="not kept") as caught:
+        shop.tasks.opaque.apply_async(("a",), headers=headers).get(timeout=20)
+    assert "ResultNotKeptError" == type(caught.value).__name__
+    assert 1 == len(shop.journal("start"))
+
+
+def test_a_result_that_cannot_be_serialised_is_no_failure_where_results_are_ignored(shop):
+    result = shop.tasks.opaque_ignored.delay("a")
+    shop.until(lambda: "opaque_ignored[" in shop.log(0) and "succeeded" in shop.log(0))
+
+    key = f"shop:idem:1:{{shop.opaque_ignored:id:{result.id}}}"
+    state, flags = shop.redis.get(key).split()[1:7:5]
+    assert (b"done", b"fn--") == (state, flags)
+    assert 1 == len(shop.journal("start"))
+
+
+def test_a_task_that_rejects_itself_to_the_queue_runs_again(shop):
+    assert "a" == shop.tasks.rejecting.delay("a").get(timeout=20)
+    assert 2 == len(shop.journal("start"))
+    assert 1 == len(shop.journal("taken_over"))
+
+
+def test_a_record_of_a_newer_version_is_left_alone_and_the_task_waits(shop):
+    key = b"shop:idem:1:{shop.capture:key:a}"
+    record = b"2 done future\n"
+    shop.redis.set(key, record, ex=60)
+    result = shop.tasks.capture.delay("a")
+    shop.until(lambda: shop.journal("deferred", id=result.id))
+    assert record == shop.redis.get(key)
+
+    shop.redis.delete(key)
+    assert ["a"] == result.get(timeout=20)
+    assert 1 == len(shop.journal("start"))
+
+
+def test_a_fresh_run_costs_two_scripts_a_replay_one_and_a_short_task_no_heartbeat(shop_with):
+    shop = shop_with(broker_transport_options={"visibility_timeout": 3600})  # its sweep runs a script of its own
+    shop.start()
+    orders = range(1000)
+
+    def scripts_of_all():
+        shop.redis.config_resetstat()
+        results = [shop.tasks.noop_keyed.delay(order) for order in orders]
+        assert list(orders) == [result.get(timeout=60) for result in results]
+        shop.until(shop.idle)
+        stats = shop.redis.info("commandstats")
+        calls = [stats.get(name, {"calls": 0})["calls"] for name in ("cmdstat_evalsha", "cmdstat_eval")]
+        return sum(calls)
+
+    shop.tasks.noop_keyed.delay(-1).get(timeout=20)  # the server learns the two scripts
+    assert 2000 == scripts_of_all()
+    assert 1000 == scripts_of_all()
