@@ -90,11 +90,13 @@ class Shop:
         return self.redis.llen("celery") == 0 and self.redis.hlen("unacked") == 0
 
     def stop(self):
+        """End the workers; safe to repeat."""
         for worker in self.workers:
             if worker.poll() is None:
                 for number in (signal.SIGCONT, signal.SIGKILL):
                     os.killpg(worker.pid, number)
             worker.wait()
+        self.workers.clear()
         self.tasks.app.close()
         self.tasks.app.backend.result_consumer.stop()
         self.redis.close()

@@ -1,8 +1,11 @@
 """One worker, no faults: what a task's end means for the deliveries after it."""
 
 import pytest
+import redis
 from celery import chord, group
 from kombu.exceptions import EncodeError
+
+from qx_cache.embedded import start_server
 
 pytestmark = pytest.mark.worker
 
@@ -115,19 +118,21 @@ def test_a_record_of_a_newer_version_is_left_alone_and_the_task_waits(shop):
 
 
 def test_a_fresh_run_costs_two_scripts_a_replay_one_and_a_short_task_no_heartbeat(shop_with):
-    shop = shop_with(broker_transport_options={"visibility_timeout": 3600})  # its sweep runs a script of its own
-    shop.start()
     orders = range(1000)
+    with start_server() as store, redis.Redis.from_url(store.url) as counted:  # kombu runs scripts of its own
+        shop = shop_with(qx_cache_backend_url=store.url)
+        shop.start()
 
-    def scripts_of_all():
-        shop.redis.config_resetstat()
-        results = [shop.tasks.noop_keyed.delay(order) for order in orders]
-        assert list(orders) == [result.get(timeout=60) for result in results]
-        shop.until(shop.idle)
-        stats = shop.redis.info("commandstats")
-        calls = [stats.get(name, {"calls": 0})["calls"] for name in ("cmdstat_evalsha", "cmdstat_eval")]
-        return sum(calls)
+        def scripts_of_all():
+            counted.config_resetstat()
+            results = [shop.tasks.noop_keyed.delay(order) for order in orders]
+            assert list(orders) == [result.get(timeout=60) for result in results]
+            shop.until(shop.idle)
+            stats = counted.info("commandstats")
+            calls = [stats.get(name, {"calls": 0})["calls"] for name in ("cmdstat_evalsha", "cmdstat_eval")]
+            return sum(calls)
 
-    shop.tasks.noop_keyed.delay(-1).get(timeout=20)  # the server learns the two scripts
-    assert 2000 == scripts_of_all()
-    assert 1000 == scripts_of_all()
+        shop.tasks.noop_keyed.delay(-1).get(timeout=20)  # the server learns the two scripts
+        assert 2000 == scripts_of_all()
+        assert 1000 == scripts_of_all()
+        shop.stop()

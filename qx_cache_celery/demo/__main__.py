@@ -1,0 +1,97 @@
+"""``python -m qx_cache_celery.demo``: arguments, exit codes, and the clean-up that always happens."""
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from qx_cache import CacheError
+from qx_cache.embedded import start_server
+from qx_cache_celery.demo import report
+from qx_cache_celery.demo.orders import SHIPPED, OrdersError, load
+from qx_cache_celery.demo.processes import DemoError
+from qx_cache_celery.demo.scenario import Scenario
+
+
+def main() -> int:
+    """Run the demo.
+
+    Returns:
+        0 when the idempotent side lost no order, charged none twice, and no beat job overlapped; 1 when not;
+        2 when the orders file or the installation cannot be used; 143 when told to stop.
+    """
+    arguments = _arguments()
+    try:
+        from rich.console import Console  # noqa: PLC0415  # an optional extra
+    except ImportError:
+        print('the demo needs rich: pip install "qx-cache-celery[demo]"', file=sys.stderr)
+        return 2
+    try:
+        orders = load(arguments.orders)
+    except OrdersError as error:
+        print(error, file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    folder = Path(tempfile.mkdtemp(prefix="qx-demo-"))
+    screen = Console(stderr=arguments.json, highlight=False)
+    try:
+        told = _play(orders, arguments.seed, folder, screen)
+    except (DemoError, CacheError) as error:
+        print(f"the demo did not come to its end: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        _leave(folder, keep=arguments.keep)
+    return _tell(told, screen, as_json=arguments.json)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="qx_cache_celery.demo", description=__doc__)
+    parser.add_argument("--orders", type=Path, default=SHIPPED, help="CSV: order_id,customer,amount,currency")
+    parser.add_argument("--seed", type=int, default=1, help="fixes which orders the faults hit")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser.add_argument("--keep", action="store_true", help="keep the folder with ledger and worker logs")
+    return parser.parse_args()
+
+
+def _play(orders: Any, seed: int, folder: Path, screen: Any) -> dict[str, Any]:
+    began = time.monotonic()
+    with start_server() as server, screen.status("starting") as status:
+
+        def say(text: str) -> None:
+            line = f"{time.monotonic() - began:5.1f} s  {text}"
+            status.update(line)
+            screen.print(line)
+
+        scenario = Scenario(orders, seed, folder, server, say)
+        for side in report.SIDES:
+            scenario.play(side)
+        return report.numbers(scenario, time.monotonic() - began)
+
+
+def _leave(folder: Path, *, keep: bool) -> None:
+    if keep:
+        print(f"ledger and worker logs: {folder}", file=sys.stderr)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _tell(told: dict[str, Any], screen: Any, *, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(told))
+    else:
+        screen.print(report.table(told))
+    found = report.faults_found(told)
+    for line in found:
+        print(line, file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

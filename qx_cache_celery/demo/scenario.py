@@ -1,0 +1,132 @@
+"""The two phases: the same orders and the same faults, plain and then idempotent."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import redis
+
+from qx_cache.embedded import EmbeddedServer
+from qx_cache_celery.demo.ledger import Ledger
+from qx_cache_celery.demo.orders import Order
+from qx_cache_celery.demo.processes import Crew, DemoError, until
+
+POINTS = ("child killed", "worker killed", "worker frozen", "after complete", "window")
+PHASE_SECONDS = 40.0
+Say = Callable[[str], None]
+
+
+class Scenario:
+    """Which orders are published twice, and which are hit by a fault.
+
+    Args:
+        orders: What to charge.
+        seed: Fixes the choice.
+        folder: For ledger and logs.
+        server: Broker and store.
+        say: Told what goes on.
+    """
+
+    def __init__(self, orders: Sequence[Order], seed: int, folder: Path, server: EmbeddedServer, say: Say) -> None:
+        self.orders, self.folder, self._server, self._say = orders, folder, server, say
+        chosen = random.Random(seed).sample(list(orders), len(POINTS) + max(1, len(orders) // 20))
+        self.faults = {order.order_id: point for order, point in zip(chosen, POINTS, strict=False)}
+        self.twice = [order.order_id for order in chosen[len(POINTS) :]]
+        self.ledger = Ledger(folder / "ledger.sqlite")
+        self.ledger.create()
+        self.missing: list[str] = []
+
+    def target(self, point: str) -> str:
+        """The order that this fault hits."""
+        return next(order_id for order_id, at in self.faults.items() if at == point)
+
+    def play(self, side: str) -> None:
+        """One phase, from the first worker to the empty queue."""
+        environment = {
+            **os.environ,
+            "QX_DEMO_FOLDER": str(self.folder),
+            "QX_DEMO_SIDE": side,
+            "QX_DEMO_FAULTS": json.dumps(self.faults),
+            "QX_DEMO_BROKER": self._server.broker_url,
+        }
+        crew = Crew(self.folder, environment, self.ledger)
+        with redis.Redis.from_url(self._server.url) as broker:
+            broker.flushall()
+            try:
+                self._say(f"{side}: starting two workers and beat")
+                crew.worker(), crew.worker()
+                crew.wait_ready(2)
+                crew.beat()
+                self._publish(environment)
+                self._deliver(crew, side)
+                self._say(f"{side}: waiting for the rest")
+                self._finish(broker, side)
+            finally:
+                crew.stop()
+
+    def _publish(self, environment: dict[str, str]) -> None:
+        amounts = {order.order_id: order.amount for order in self.orders}
+        batch = [(order.order_id, order.amount) for order in self.orders]
+        batch += [(order_id, amounts[order_id]) for order_id in self.twice]
+        words = [sys.executable, "-m", "qx_cache_celery.demo.publish"]
+        subprocess.run(words, input=json.dumps(batch), env=environment, text=True, check=True, cwd=self.folder)
+
+    def _deliver(self, crew: Crew, side: str) -> None:
+        waiting = dict.fromkeys(("child killed", "worker killed", "worker frozen"))
+        deadline = time.monotonic() + PHASE_SECONDS
+        while waiting:
+            for point in list(waiting):
+                query = "SELECT pid, parent FROM events WHERE kind=? AND side=?"
+                if rows := self.ledger.rows(query, f"at {point}", side):
+                    self._strike(crew, side, point, *rows[0])
+                    del waiting[point]
+            if time.monotonic() > deadline:
+                raise DemoError(f"{side}: no run reached the point {', '.join(waiting)}")
+            time.sleep(0.02)
+
+    def _strike(self, crew: Crew, side: str, point: str, pid: int, parent: int) -> None:
+        order_id = self.target(point)
+        self._say(f"{side}: {point} ({order_id})")
+        if point != "child killed":
+            crew.quiet(parent, but=pid)
+        if point == "worker frozen":
+            crew.send(parent, signal.SIGSTOP)
+            self.ledger.event(f"killed {point}", side, order_id)
+            starts = "SELECT count(*) FROM effects WHERE side=? AND order_id=?"
+            until(lambda: self.ledger.rows(starts, side, order_id)[0][0], "another worker to charge it", 20)
+            self._go(point, side)
+            crew.send(parent, signal.SIGCONT)
+            return
+        self.ledger.event(f"killed {point}", side, order_id)
+        if point == "child killed":
+            crew.kill_child(pid)
+        else:
+            crew.send(parent, signal.SIGKILL)
+            crew.worker()
+        self._go(point, side)
+
+    def _go(self, point: str, side: str) -> None:
+        (self.folder / f"go {point} {side}").touch()
+
+    def _finish(self, broker: "redis.Redis", side: str) -> None:
+        """Wait until every order is charged and the broker is empty; what is missing is for the report."""
+        charged = "SELECT count(DISTINCT order_id) FROM effects WHERE side=?"
+        open_runs = """SELECT count(*) FROM events WHERE side=? AND order_id=? AND kind IN ('leave')"""
+        thawed = self.target("worker frozen")
+
+        def done() -> bool:
+            captures = broker.hvals("unacked")
+            waiting = broker.llen("celery") + sum(b"capture" in message for message in captures)
+            everything = self.ledger.rows(charged, side)[0][0] == len(self.orders)
+            return everything and waiting == 0 and self.ledger.rows(open_runs, side, thawed)[0][0] >= 2
+
+        try:
+            until(done, "every order charged and the queue empty", PHASE_SECONDS)
+        except DemoError as error:
+            self.missing.append(f"{side}: {error}")
