@@ -60,7 +60,7 @@ if stored then
   elseif state == "running" or state == "unknown" then
     return { "interrupted", fence_text, s_attempt, s_holder }
   elseif state == "ended" then
-    if same_holder and redelivery then
+    if same_holder and redelivery and retries <= s_retries then
       return { "ended", fence_text, s_retries, now_ms - s_time, s_holder }
     end
   else

@@ -119,7 +119,7 @@ def _die(point: str, order_id: str) -> None:
 
 
 def _on(kind: str) -> Any:
-    def note(sender: Any = None, key: str = "", **_: Any) -> None:
+    def note(key: str = "", **_: Any) -> None:
         ledger.event(kind, SIDE, key.rpartition(":")[2])
 
     return note

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ class Crew:
         record would be charged twice, which is the documented window and has a row of its own.
         """
         os.kill(parent, signal.SIGSTOP)
-        query = """SELECT pid FROM events WHERE parent=? AND pid NOT IN (SELECT pid FROM events WHERE kind LIKE 'killed%')
+        query = """SELECT pid FROM events WHERE parent=?
+                   AND pid NOT IN (SELECT pid FROM events WHERE kind LIKE 'killed%')
                    AND kind IN ('enter', 'leave', 'report start', 'report end') GROUP BY pid
                    HAVING sum(kind IN ('enter', 'report start')) > sum(kind IN ('leave', 'report end'))"""
         gone = {but, *self._killed}
@@ -89,10 +91,8 @@ class Crew:
     def stop(self) -> None:
         """End everything that was started."""
         for process in self._processes:
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             process.wait()
 
     def _start(self, name: str, *words: str) -> None:

@@ -1,0 +1,162 @@
+"""The heartbeat: decisions with a clock of the test's own, and the thread on a real server."""
+
+import os
+import signal
+import time
+
+import pytest
+import redis
+
+from qx_cache import (
+    Heartbeat,
+    InvalidValueError,
+    Lease,
+    LeaseState,
+    LockNotHeldError,
+    StoreUnavailableError,
+    SyncIdempotencyStore,
+    interval_for,
+)
+from qx_cache._call import Script
+from qx_cache.embedded import start_server
+from qx_cache.heartbeat import Schedule
+from qx_cache.lease import Renewal
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def lease_at(clock, ttl=10.0, name="l"):
+    renewal = Renewal(Script("renew"), b"k", ())
+    return Lease(name=name, fence=1, ttl_seconds=ttl, sent_at=clock(), renewal=renewal, clock=clock)
+
+
+def test_a_lease_is_held_until_its_window_closes_a_little_before_its_ttl(clock):
+    lease = lease_at(clock)
+    clock.now += 9.8
+    lease.ensure()
+    clock.now += 0.15
+    assert LeaseState.DOUBTFUL is lease.state
+    assert 0.0 == lease.remaining()
+    with pytest.raises(LockNotHeldError, match="no renewal was confirmed"):
+        lease.ensure()
+
+
+def test_a_yes_makes_it_held_again_and_a_no_is_final(clock):
+    lease, schedule = lease_at(clock), Schedule()
+    schedule.add(lease, 3.0, clock())
+    clock.now += 11
+    assert [lease] == schedule.take(clock())
+    schedule.answered(lease, "renewed", clock(), clock())
+    assert LeaseState.HELD is lease.state
+    schedule.answered(lease, "lost", clock(), clock())
+    assert lease.lost
+    lease.renewed(clock())
+    assert lease.lost
+    assert 0 == len(schedule)
+
+
+def test_nothing_is_renewed_before_one_is_due_and_then_all_within_a_tenth(clock):
+    schedule = Schedule()
+    first, near, far = (lease_at(clock, name=name) for name in "abc")
+    schedule.add(first, 3.0, clock())
+    schedule.add(near, 3.0, clock() + 0.2)
+    schedule.add(far, 3.0, clock() + 2.0)
+    assert [] == schedule.take(clock() + 2.9)
+    assert [first, near] == schedule.take(clock() + 3.0)
+
+
+def test_after_an_error_it_is_tried_again_every_twentieth_of_the_life(clock):
+    lease, schedule = lease_at(clock), Schedule()
+    schedule.add(lease, 3.0, clock())
+    schedule.answered(lease, StoreUnavailableError("renew", "here", "down"), clock(), clock())
+    assert clock() + 0.5 == schedule.next_due()
+
+
+@pytest.mark.parametrize("interval", [0, -1, 5.1, "x"])
+def test_an_interval_that_cannot_be_right_is_refused(interval):
+    with pytest.raises(InvalidValueError, match="heartbeat_interval"):
+        interval_for(10.0, interval)
+
+
+@pytest.fixture
+def beating(qx_redis_url, qx_namespace):
+    with redis.Redis.from_url(qx_redis_url) as client:
+        heartbeat = Heartbeat(client)
+        store = SyncIdempotencyStore(client, namespace=qx_namespace, lease_seconds=0.6)
+        yield store, heartbeat
+        heartbeat.stop()
+
+
+def test_a_lease_is_kept_for_many_lives_and_across_a_script_flush(beating, raw):
+    store, heartbeat = beating
+    claim = store.claim("k")
+    heartbeat.add(claim.lease)
+    began = time.monotonic()
+    while time.monotonic() - began < 3:
+        raw.script_flush()
+        assert claim.lease.valid()
+        time.sleep(0.05)  # watches all along, hopes for nothing
+    heartbeat.remove(claim.lease)
+
+
+def test_many_leases_are_renewed_in_few_calls(beating, raw, until):
+    store, heartbeat = beating
+    claims = [store.claim(f"k{number}") for number in range(250)]
+    raw.config_resetstat()
+    for claim in claims:
+        heartbeat.add(claim.lease)
+    calls = until(lambda: raw.info("commandstats").get("cmdstat_evalsha"))
+    assert 3 <= calls["calls"] <= 7
+
+
+def test_a_taken_lease_becomes_lost(beating, raw, until, qx_namespace):
+    store, heartbeat = beating
+    claim = store.claim("k")
+    heartbeat.add(claim.lease)
+    raw.delete(f"{qx_namespace}:idem:1:{{k}}")
+    until(lambda: claim.lease.lost)
+
+
+def test_a_server_that_hangs_makes_it_doubtful_and_an_answer_makes_it_held_again(until):
+    with start_server() as server, redis.Redis.from_url(server.url) as client:
+        heartbeat = Heartbeat(client)
+        claim = SyncIdempotencyStore(client, lease_seconds=0.6).claim("k")
+        heartbeat.add(claim.lease)
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            until(lambda: claim.lease.state is LeaseState.DOUBTFUL)
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        until(lambda: claim.lease.state is LeaseState.HELD)
+        heartbeat.stop()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_forked_child_holds_nothing_and_beats_by_itself(beating):
+    store, heartbeat = beating
+    claim = store.claim("k")
+    heartbeat.add(claim.lease)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            own = store.claim("child")
+            heartbeat.add(own.lease)
+            deadline = time.monotonic() + 1.5
+            while own.lease.valid() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            code = 0 if own.lease.valid() and claim.lease.lost else 2
+        finally:
+            os._exit(code)
+    assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert claim.lease.valid()

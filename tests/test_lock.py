@@ -1,0 +1,161 @@
+"""The lock, on both twins."""
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+
+from qx_cache import (
+    Acquired,
+    GuardedRun,
+    InvalidValueError,
+    LeaseState,
+    LockInUseError,
+    LockNotHeldError,
+    LockTimeoutError,
+    RunEnded,
+    Taken,
+)
+
+
+@pytest.fixture
+def lock(world):
+    def make(name="l", **options):
+        return world.make("DistributedLock", name, **{"ttl_seconds": 5, **options})
+
+    return make
+
+
+async def test_one_holds_it_and_the_other_learns_who(lock):
+    first, second = lock(holder="a"), lock(holder="b")
+    assert isinstance(await first.attempt(), Acquired)
+    outcome = await second.attempt()
+    assert isinstance(outcome, Taken)
+    assert "a" == outcome.holder
+    await first.release()
+    assert await second.try_acquire()
+    await second.release()
+
+
+async def test_the_fence_rises_even_when_the_last_one_is_forgotten(lock, world, raw):
+    fences = []
+    for _ in range(3):
+        held = lock()
+        fences.append((await held.acquire()).fence)
+        await held.release()
+        raw.delete(f"{world.namespace}:lock:1:{{l}}:f")
+    assert sorted(set(fences)) == fences
+
+
+async def test_waiting_ends_when_the_lock_is_free_or_the_time_is_over(lock):
+    first = lock(holder="a")
+    await first.acquire()
+    with pytest.raises(LockTimeoutError, match="'a'"):
+        await lock().acquire(wait_seconds=0.05)
+    waiting = asyncio.create_task(lock().acquire(wait_seconds=5))
+    await first.release()
+    assert (await waiting).valid()
+
+
+async def test_one_object_is_one_holder(lock):
+    held = lock()
+    await held.acquire()
+    with pytest.raises(LockInUseError):
+        await held.acquire()
+
+
+async def test_a_lost_lock_is_told_at_release_and_never_takes_anothers(lock, world, raw):
+    first = lock()
+    await first.acquire()
+    raw.delete(f"{world.namespace}:lock:1:{{l}}")
+    second = lock()
+    await second.acquire()
+    lease = first.lease
+    with pytest.raises(LockNotHeldError):
+        await first.release()
+    assert LeaseState.LOST is lease.state
+    await second.extend(10)
+    await second.release()
+
+
+async def test_leaving_the_block_raises_when_it_was_lost_and_masks_no_other_error(world, raw):
+    key = f"{world.namespace}:lock:1:{{l}}"
+
+    async def hold(error=None):
+        held = world.make("DistributedLock", "l")
+        if world.kind == "async":
+            async with held:
+                raw.delete(key)
+                if error:
+                    raise error
+        else:
+            with held.blocking:
+                raw.delete(key)
+                if error:
+                    raise error
+
+    with pytest.raises(LockNotHeldError):
+        await hold()
+    with pytest.raises(ZeroDivisionError) as caught:
+        await hold(ZeroDivisionError())
+    assert "not held" in caught.value.__notes__[0]
+
+
+async def test_what_is_not_held_cannot_be_released_or_extended(lock):
+    with pytest.raises(LockNotHeldError):
+        await lock().release()
+    with pytest.raises(LockNotHeldError):
+        await lock().extend()
+
+
+async def test_an_ended_run_is_not_run_again(lock):
+    def run(retries, *, redelivery):
+        return lock(guarded=GuardedRun("t1", retries, redelivery, 60))
+
+    first = run(0, redelivery=False)
+    await first.attempt()
+    await first.release()
+    assert isinstance(await run(0, redelivery=True).attempt(), RunEnded)
+    retried = run(1, redelivery=True)
+    assert isinstance(await retried.attempt(), Acquired)
+    await retried.release(ended=False)
+    assert isinstance(await run(1, redelivery=True).attempt(), Acquired)
+
+
+async def test_a_renewed_lock_outlives_its_ttl(world, raw):
+    held = world.make("DistributedLock", "l", ttl_seconds=0.3, auto_renew=True)
+    await held.acquire()
+    for _ in range(10):
+        await asyncio.sleep(0.1)
+        assert held.lease.valid()
+    await held.release()
+
+
+@pytest.mark.parametrize("bad", [0, -1, float("nan"), float("inf"), "5", True, None])
+async def test_a_life_that_cannot_be_right_is_refused(lock, bad):
+    with pytest.raises(InvalidValueError, match="ttl_seconds"):
+        lock(ttl_seconds=bad)
+
+
+async def test_an_empty_name_is_refused(lock):
+    with pytest.raises(InvalidValueError, match="name"):
+        lock("")
+
+
+COUNTER = """
+import sys, redis
+from qx_cache import SyncDistributedLock
+client = redis.Redis.from_url(sys.argv[1])
+for _ in range(40):
+    with SyncDistributedLock(client, "counter", namespace=sys.argv[2], ttl_seconds=10):
+        value = int(client.get(sys.argv[2] + ":n") or 0)
+        client.set(sys.argv[2] + ":n", value + 1, ex=60)
+"""
+
+
+def test_an_unguarded_counter_is_safe_under_the_lock(qx_redis_url, qx_namespace, raw):
+    words = [sys.executable, "-c", COUNTER, qx_redis_url, qx_namespace]
+    processes = [subprocess.Popen(words) for _ in range(4)]
+    assert [0] * 4 == [process.wait() for process in processes]
+    assert 160 == int(raw.get(f"{qx_namespace}:n"))
