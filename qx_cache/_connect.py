@@ -101,6 +101,8 @@ _ASYNC_ONLY = {"retry", "retry_on_error", "parser_class", "maint_notifications_c
 def _from_url(kind: type[Any], target: Target, options: Mapping[str, Any]) -> Any:
     try:
         client = kind.from_url(target.url, **options)
+        pool = client.connection_pool
+        pool.connection_class(**pool.connection_kwargs)  # not opened: shows whether the options are known
     except (ValueError, TypeError, redis.RedisError):
         raise InvalidValueError(
             "the Redis URL cannot be read: it should look like redis://[user:password@]host:port/db, "

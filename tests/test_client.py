@@ -22,6 +22,11 @@ from qx_cache._connect import resolve
 from qx_cache.embedded import start_server
 
 
+async def opened(create, source):
+    made = create(source)
+    return await made if create is create_client else made
+
+
 @pytest.mark.parametrize(
     ("given", "made"),
     [
@@ -42,8 +47,7 @@ def test_each_accepted_shape_becomes_one_that_redis_py_takes(given, made):
 @pytest.mark.parametrize("create", [create_sync_client, create_client])
 async def test_another_scheme_is_refused_without_showing_credentials(create, url):
     with pytest.raises(InvalidValueError, match="redis://") as caught:
-        made = create(url)
-        await made
+        await opened(create, url)
     assert "secret" not in str(caught.value)
 
 
@@ -58,9 +62,8 @@ async def test_nothing_listening_is_told_with_the_host_within_the_connect_timeou
     settings = CacheSettings(url="redis://:secret@127.0.0.1:1/0", socket_connect_timeout_seconds=1)
     for create in (create_sync_client, create_client):
         began = time.monotonic()
-        with pytest.raises(StoreUnavailableError, match="127.0.0.1:1") as caught:
-            made = create(settings)
-            await made
+        with pytest.raises(StoreUnavailableError, match=r"127\.0\.0\.1:1") as caught:
+            await opened(create, settings)
         assert time.monotonic() - began < 1
         assert "secret" not in str(caught.value)
 
@@ -70,8 +73,7 @@ async def test_a_wrong_password_is_told_and_not_shown():
         url = f"unix://:wrongsecret@{server.socket_path}?db=0"
         for create in (create_sync_client, create_client):
             with pytest.raises(StoreUnavailableError, match=str(server.socket_path)) as caught:
-                made = create(url)
-                await made
+                await opened(create, url)
             assert "wrongsecret" not in str(caught.value)
         with create_sync_client(f"unix://:right@{server.socket_path}?db=0") as client:
             assert client.ping()

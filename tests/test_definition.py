@@ -24,7 +24,7 @@ def app():
 
 
 def define(app, base=IdempotentTask, **options):
-    @app.task(base=base, **options)
+    @app.task(base=base, shared=False, **options)
     def capture(order_id, amount=5, *, currency="EUR"):
         return [order_id, amount, currency]
 
@@ -111,7 +111,7 @@ def test_direct_and_eager_calls_pass_through_untouched(app):
 
 
 def test_the_redis_is_found_in_this_order(app, monkeypatch):
-    with pytest.raises(InvalidValueError, match="qx_cache_backend_url.*QX_CACHE__URL.*result_backend.*broker_url"):
+    with pytest.raises(InvalidValueError, match=r"backend_url.*QX_CACHE__URL.*result_backend.*broker_url"):
         backend_url(app)
     for name, url in [
         ("broker_url", "redis://broker"),

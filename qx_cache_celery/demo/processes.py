@@ -76,8 +76,11 @@ class Crew:
                    AND kind IN ('enter', 'leave', 'report start', 'report end') GROUP BY pid
                    HAVING sum(kind IN ('enter', 'report start')) > sum(kind IN ('leave', 'report end'))"""
         gone = {but, *self._killed}
-        busy = lambda: [pid for (pid,) in self._ledger.rows(query, parent) if pid not in gone]  # noqa: E731
-        until(lambda: not busy(), "the other children to be done", 10)
+
+        def done() -> bool:
+            return all(pid in gone for (pid,) in self._ledger.rows(query, parent))
+
+        until(done, "the other children to be done", 10)
 
     def kill_child(self, pid: int) -> None:
         """End one pool child."""

@@ -51,6 +51,7 @@ class Scenario:
         environment = {
             **os.environ,
             "QX_DEMO_FOLDER": str(self.folder),
+            "TMPDIR": str(self.folder),  # what killed workers leave goes with it
             "QX_DEMO_SIDE": side,
             "QX_DEMO_FAULTS": json.dumps(self.faults),
             "QX_DEMO_BROKER": self._server.broker_url,
@@ -60,7 +61,8 @@ class Scenario:
             broker.flushall()
             try:
                 self._say(f"{side}: starting two workers and beat")
-                crew.worker(), crew.worker()
+                crew.worker()
+                crew.worker()
                 crew.wait_ready(2)
                 crew.beat()
                 self._publish(environment)
