@@ -76,12 +76,12 @@ class Scenario:
     def _publish_and_strike(self, crew: Crew, side: str, environment: dict[str, str]) -> None:
         """A third of the orders with each fault that the demo delivers, so that no fault hits another's target."""
         rest = [order for order in self.orders if self.faults.get(order.order_id) not in DELIVERED]
+        query = "SELECT pid, parent FROM events WHERE kind=? AND side=?"
         for i, point in enumerate(DELIVERED):
             target = next(order for order in self.orders if order.order_id == self.target(point))
             third = rest[i :: len(DELIVERED)]
             again = [order for order in third if order.order_id in self.twice]
             self._publish([target, *third, *again], environment)
-            query = "SELECT pid, parent FROM events WHERE kind=? AND side=?"
 
             def reached(point: str = point) -> list[tuple[int, int]]:
                 return self.ledger.rows(query, f"at {point}", side)
