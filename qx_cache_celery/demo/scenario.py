@@ -131,6 +131,8 @@ class Scenario:
             return everything and waiting == 0 and self.ledger.rows(open_runs, side, thawed)[0][0] >= 2
 
         try:
-            until(done, "every order charged and the queue empty", PHASE_SECONDS)
+            until(done, "every order charged and the queue empty", 15 if side == "plain" else PHASE_SECONDS)
         except DemoError as error:
-            self.missing.append(f"{side}: {error}")
+            self._say(f"{side}: {error}")
+            if side != "plain":  # what plain loses is in the table; it is no verdict on the idempotent side
+                self.missing.append(f"{side}: {error}")
