@@ -1,4 +1,7 @@
-"""Pytest fixtures, loaded only where they are asked for.
+"""Pytest fixtures on a real server, loaded only where they are asked for.
+
+Ask with ``pytest_plugins = ["qx_cache.testing"]`` in the top ``conftest.py``, or with ``-p qx_cache.testing``.
+Nothing is loaded, started or read before.
 
 Example:
     ```python
@@ -7,8 +10,10 @@ Example:
 
 
     # test_shop.py
-    def test_it(qx_redis_url, qx_namespace):
-        store = SyncIdempotencyStore(create_sync_client(qx_redis_url), namespace=qx_namespace)
+    def test_a_result_is_kept(qx_redis_url, qx_namespace):
+        with create_sync_client(qx_redis_url) as client:
+            store = SyncIdempotencyStore(client, namespace=qx_namespace)
+            assert store.set("order:42", "paid")
     ```
 """
 
@@ -23,7 +28,21 @@ from qx_cache.embedded import start_server
 
 @pytest.fixture(scope="session")
 def qx_redis_url() -> Iterator[str]:
-    """``QX_CACHE_TEST_URL`` where set, else a throwaway server for the session."""
+    """URL of the server for this session, as redis-py takes it.
+
+    ``QX_CACHE_TEST_URL`` where set; else a throwaway server, one a session (and one for each xdist worker), which
+    is gone at its end.
+
+    Raises:
+        EmbeddedServerError: No URL is set and no server could be started; an error, never a skip.
+
+    Example:
+        ```python
+        def test_it(qx_redis_url):
+            with redis.Redis.from_url(qx_redis_url) as client:
+                assert client.ping()
+        ```
+    """
     if url := os.environ.get("QX_CACHE_TEST_URL"):
         yield url
         return
@@ -33,15 +52,26 @@ def qx_redis_url() -> Iterator[str]:
 
 @pytest.fixture
 def qx_namespace(qx_redis_url: str) -> Iterator[str]:
-    """A namespace of the test's own; whatever is left under it must expire, and is then removed."""
+    """A namespace of the test's own, ``test-<hex>``, instead of flushing a server that may be shared.
+
+    After the test everything under ``<namespace>:`` is deleted. A key among it that has no TTL would have stayed
+    for ever: pytest then reports an error at this test's teardown that names the key.
+
+    Example:
+        ```python
+        def test_it(qx_redis_url, qx_namespace):
+            with redis.Redis.from_url(qx_redis_url) as client:
+                client.set(f"{qx_namespace}:greeting", "hello", ex=60)  # without ex: an error
+        ```
+    """
     import redis  # noqa: PLC0415  # where the fixture is used
 
     namespace = f"test-{uuid4().hex}"
     yield namespace
-    with redis.Redis.from_url(qx_redis_url) as raw:
-        left = list(raw.scan_iter(f"{namespace}:*", count=1000))
-        immortal = [key for key in left if raw.pttl(key) == -1]
+    with redis.Redis.from_url(qx_redis_url, decode_responses=False) as raw:
+        left = sorted(raw.scan_iter(f"{namespace}:*", count=1000))
+        immortal = [key.decode(errors="replace") for key in left if raw.pttl(key) == -1]
         if left:
             raw.delete(*left)
     if immortal:
-        pytest.fail(f"keys without a TTL: {immortal}")
+        pytest.fail(f"keys without a TTL: {', '.join(immortal)}", pytrace=False)
