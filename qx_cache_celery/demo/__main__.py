@@ -40,11 +40,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="qx-demo-"))
     screen = Console(stderr=arguments.json, highlight=False)
     try:
-        try:
-            told = _play(orders, arguments.seed, folder / "1", screen)
-        except DemoError as error:  # a fault could not be delivered: that says nothing of the tasks
-            screen.print(f"once more from the start: {error}")
-            told = _play(orders, arguments.seed, folder / "2", screen)
+        told = _play(orders, arguments.seed, folder, screen)
     except (DemoError, CacheError) as error:
         print(f"the demo did not come to its end: {error}", file=sys.stderr)
         return 1
@@ -66,7 +62,6 @@ def _arguments() -> argparse.Namespace:
 
 def _play(orders: Any, seed: int, folder: Path, screen: Any) -> dict[str, Any]:
     began = time.monotonic()
-    folder.mkdir()
     with start_server() as server, screen.status("starting") as status:
 
         def say(text: str) -> None:

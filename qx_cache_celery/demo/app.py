@@ -25,6 +25,7 @@ app.conf.update(
         "visibility_timeout": VISIBILITY_SECONDS,
         "unacked_restore_interval": 1,
         "unacked_restore_throttle": 1,
+        "unacked_mutex_expire": 2,  # its holder may be killed
     },
     worker_prefetch_multiplier=1,
     worker_hijack_root_logger=True,

@@ -67,8 +67,7 @@ class Crew:
     def quiet(self, parent: int, but: int) -> None:
         """Stop a worker's main process, and wait until its children are done, but for one.
 
-        A fault is to hit its own order only: an innocent order that is caught between its effect and its
-        record would be charged twice, which is the documented window and has a row of its own.
+        A fault is to hit its target only: a beat job that is frozen with it would go on later beside another.
         """
         os.kill(parent, signal.SIGSTOP)
         query = """SELECT pid FROM events WHERE parent=?

@@ -20,6 +20,7 @@ app.conf.update(
         "visibility_timeout": float(os.environ.get("QX_TEST_VISIBILITY_TIMEOUT", "60")),
         "unacked_restore_interval": 1,
         "unacked_restore_throttle": 1,
+        "unacked_mutex_expire": 2,  # its holder may be killed
     },
     broker_connection_retry_on_startup=True,
     worker_prefetch_multiplier=1,
