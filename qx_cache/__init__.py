@@ -4,6 +4,7 @@ Async first; each ``Sync…`` class is the blocking twin of the class it is name
 reads no environment and opens no connection.
 """
 
+from qx_cache._locks import Acquired, Attempt, GuardedRun, RunEnded, Taken
 from qx_cache.cache import Cache, SyncCache
 from qx_cache.client import create_client, create_sync_client
 from qx_cache.codecs import Codec, JsonCodec
@@ -35,15 +36,7 @@ from qx_cache.heartbeat import Heartbeat, interval_for
 from qx_cache.idempotency import IdempotencyStore, SyncIdempotencyStore
 from qx_cache.keys import Keyspace, digest, holder_text, process_prefix
 from qx_cache.lease import Lease, LeaseState
-from qx_cache.lock import (
-    Acquired,
-    Attempt,
-    DistributedLock,
-    GuardedRun,
-    RunEnded,
-    SyncDistributedLock,
-    Taken,
-)
+from qx_cache.lock import DistributedLock, SyncDistributedLock
 from qx_cache.outcomes import (
     Claimed,
     Corrupt,
@@ -54,6 +47,7 @@ from qx_cache.outcomes import (
     Mismatch,
     Outcome,
     Running,
+    refuse,
 )
 from qx_cache.settings import CacheSettings
 
@@ -113,5 +107,6 @@ __all__ = [
     "holder_text",
     "interval_for",
     "process_prefix",
+    "refuse",
     "seconds",
 ]

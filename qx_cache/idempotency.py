@@ -3,24 +3,16 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from qx_cache._pauses import pauses
 from qx_cache._records import Records
 from qx_cache._run import AsyncClient, SyncClient, arun, require_async, require_sync, run
 from qx_cache.codecs import Codec, JsonCodec
 from qx_cache.durations import Duration
-from qx_cache.errors import (
-    CorruptRecordError,
-    IdempotencyMismatchError,
-    InProgressError,
-    InterruptedRunError,
-    RecordedFailureError,
-    ResultEncodingError,
-    ResultNotKeptError,
-)
+from qx_cache.errors import ResultEncodingError
 from qx_cache.heartbeat import Heartbeat
-from qx_cache.outcomes import Claimed, Corrupt, Done, Ended, Failed, Interrupted, Mismatch, Outcome, Running
+from qx_cache.outcomes import Claimed, Done, Outcome, Running, refuse, replayed
 
 T = TypeVar("T")
 
@@ -392,33 +384,3 @@ class SyncIdempotencyStore:
         except ResultEncodingError:
             self.complete(claim, None, kept=False)
             raise
-
-
-def replayed(done: Done) -> Any:
-    """The result of ``done``.
-
-    Raises:
-        ResultNotKeptError: There is none to replay.
-    """
-    if not done.kept:
-        raise ResultNotKeptError(done.key)
-    return done.result
-
-
-def refuse(outcome: Outcome) -> NoReturn:
-    """Raise the error that says why ``outcome`` gives neither a claim nor a result."""
-    match outcome:
-        case Running():
-            raise InProgressError(outcome.key, outcome.holder, outcome.remaining_seconds)
-        case Mismatch():
-            raise IdempotencyMismatchError(outcome.key, outcome.recorded, outcome.given)
-        case Failed():
-            raise RecordedFailureError(outcome.key, outcome.error_type, outcome.message)
-        case Interrupted():
-            raise InterruptedRunError(outcome.key, outcome.fence, outcome.holder)
-        case Corrupt():
-            raise CorruptRecordError(outcome.key, outcome.header)
-        case Ended():
-            raise InterruptedRunError(outcome.key, outcome.fence, outcome.holder)
-        case _:
-            raise AssertionError(outcome)

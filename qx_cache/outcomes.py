@@ -1,8 +1,16 @@
 """What a claim of an idempotency key can find: a closed union, to be read with ``match``."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
+from qx_cache.errors import (
+    CorruptRecordError,
+    IdempotencyMismatchError,
+    InProgressError,
+    InterruptedRunError,
+    RecordedFailureError,
+    ResultNotKeptError,
+)
 from qx_cache.lease import Lease
 
 
@@ -106,3 +114,33 @@ class Corrupt:
 
 
 Outcome = Claimed | Running | Done | Failed | Ended | Interrupted | Mismatch | Corrupt
+
+
+def replayed(done: Done) -> Any:
+    """The result of ``done``.
+
+    Raises:
+        ResultNotKeptError: There is none to replay.
+    """
+    if not done.kept:
+        raise ResultNotKeptError(done.key)
+    return done.result
+
+
+def refuse(outcome: Outcome) -> NoReturn:
+    """Raise the error that says why ``outcome`` gives neither a claim nor a result."""
+    match outcome:
+        case Running():
+            raise InProgressError(outcome.key, outcome.holder, outcome.remaining_seconds)
+        case Mismatch():
+            raise IdempotencyMismatchError(outcome.key, outcome.recorded, outcome.given)
+        case Failed():
+            raise RecordedFailureError(outcome.key, outcome.error_type, outcome.message)
+        case Interrupted():
+            raise InterruptedRunError(outcome.key, outcome.fence, outcome.holder)
+        case Corrupt():
+            raise CorruptRecordError(outcome.key, outcome.header)
+        case Ended():
+            raise InterruptedRunError(outcome.key, outcome.fence, outcome.holder)
+        case _:
+            raise AssertionError(outcome)

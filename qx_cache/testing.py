@@ -23,6 +23,7 @@ from uuid import uuid4
 
 import pytest
 
+from qx_cache.client import create_sync_client
 from qx_cache.embedded import start_server
 
 
@@ -64,11 +65,9 @@ def qx_namespace(qx_redis_url: str) -> Iterator[str]:
                 client.set(f"{qx_namespace}:greeting", "hello", ex=60)  # without ex: an error
         ```
     """
-    import redis  # noqa: PLC0415  # where the fixture is used
-
     namespace = f"test-{uuid4().hex}"
     yield namespace
-    with redis.Redis.from_url(qx_redis_url, decode_responses=False) as raw:
+    with create_sync_client(qx_redis_url) as raw:
         left = sorted(raw.scan_iter(f"{namespace}:*", count=1000))
         immortal = [key.decode(errors="replace") for key in left if raw.pttl(key) == -1]
         if left:

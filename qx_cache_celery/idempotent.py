@@ -15,19 +15,14 @@ from qx_cache import (
     Done,
     Duration,
     Ended,
-    Failed,
-    IdempotencyMismatchError,
-    Interrupted,
-    InterruptedRunError,
-    Mismatch,
     Outcome,
-    RecordedFailureError,
     ResultEncodingError,
     ResultNotKeptError,
     Running,
     StoreError,
     StoreUnavailableError,
     SyncIdempotencyStore,
+    refuse,
     seconds,
 )
 from qx_cache_celery import delivery, signals
@@ -102,14 +97,8 @@ class RecordGuard:
                 )
             case Ended():
                 raise delivery.ended(self._run.request, self._key, f"its run {outcome.fence} has ended")
-            case Mismatch():
-                raise IdempotencyMismatchError(self._key, outcome.recorded, outcome.given)
-            case Failed():
-                raise RecordedFailureError(self._key, outcome.error_type, outcome.message)
-            case Interrupted():
-                raise InterruptedRunError(self._key, outcome.fence, outcome.holder)
             case _:
-                raise AssertionError(outcome)
+                refuse(outcome)
 
     def _replay(self, done: Done) -> Any:
         task, request = self._run.task, self._run.request

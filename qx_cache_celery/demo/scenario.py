@@ -85,23 +85,18 @@ class Scenario:
         """
         side = environment["QX_DEMO_SIDE"]
         rest = [order for order in self.orders if self.faults.get(order.order_id) not in DELIVERED]
-        query = "SELECT pid, parent FROM events WHERE kind=? AND side=?"
         published: set[str] = set()
         for i, point in enumerate(DELIVERED):
             target = next(order for order in self.orders if order.order_id == self.target(point))
             third = rest[i :: len(DELIVERED)]
             batch = [*third, *(order for order in third if order.order_id in self.twice)]
-            alone = point != "child killed"
-            if alone:
-                until(lambda: self._settled(broker, side, published), f"{side}: a pause before {point}", PHASE_SECONDS)
-            self._publish([target] if alone else [target, *batch], environment)
-
-            def reached(point: str = point) -> list[tuple[int, int]]:
-                return self.ledger.rows(query, f"at {point}", side)
-
-            pid, parent = until(reached, f"{side}: a run to reach the point {point}", PHASE_SECONDS)[0]
-            self._strike(crew, side, point, pid, parent)
-            if alone:
+            if point == "child killed":
+                self._publish([target, *batch], environment)
+                self._strike(crew, side, point)
+            else:
+                self._wait_settled(broker, side, published)
+                self._publish([target], environment)
+                self._strike(crew, side, point)
                 self._publish(batch, environment)
             published |= {order.order_id for order in (target, *batch)}
 
@@ -110,8 +105,11 @@ class Scenario:
         words = [sys.executable, "-m", "qx_cache_celery.demo.publish"]
         subprocess.run(words, input=json.dumps(batch), env=environment, text=True, check=True, cwd=self.folder)
 
-    def _strike(self, crew: Crew, side: str, point: str, pid: int, parent: int) -> None:
+    def _strike(self, crew: Crew, side: str, point: str) -> None:
         order_id = self.target(point)
+        at = "SELECT pid, parent FROM events WHERE kind=? AND side=?"
+        what = f"{side}: a run to reach the point {point}"
+        pid, parent = until(lambda: self.ledger.rows(at, f"at {point}", side), what, PHASE_SECONDS)[0]
         self._say(f"{side}: {point} ({order_id})")
         if point != "child killed":
             crew.quiet(parent, but=pid)
@@ -149,6 +147,11 @@ class Scenario:
         except DemoError as error:  # what is missing is for the report
             self._say(f"{side}: {error}")
             self.missing.append(f"{side}: {error}")
+
+    def _wait_settled(self, broker: "redis.Redis", side: str, order_ids: set[str]) -> None:
+        until(
+            lambda: self._settled(broker, side, order_ids), f"{side}: what was published to be done", PHASE_SECONDS
+        )
 
     def _settled(self, broker: "redis.Redis", side: str, order_ids: set[str]) -> bool:
         """True when all of these are charged, and none waits in the queue or in a worker."""
