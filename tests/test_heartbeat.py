@@ -115,8 +115,12 @@ def test_many_leases_are_renewed_in_few_calls(beating, raw, until):
     raw.config_resetstat()
     for claim in claims:
         heartbeat.add(claim.lease)
-    calls = until(lambda: raw.info("commandstats").get("cmdstat_evalsha"))
-    assert 3 <= calls["calls"] <= 7
+
+    def calls():
+        return raw.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"]
+
+    until(lambda: calls() >= 3, what="three chunks for 250 leases")
+    assert calls() <= 2 * 3 + 1  # the second beat may have begun
 
 
 def test_a_taken_lease_becomes_lost(beating, raw, until, qx_namespace):
