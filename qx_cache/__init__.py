@@ -4,7 +4,8 @@ Async first; each ``Sync…`` class is the blocking twin of the class it is name
 reads no environment and opens no connection.
 """
 
-from qx_cache._locks import Acquired, Attempt, GuardedRun, RunEnded, Taken
+from qx_cache._locks import Acquired, Attempt, GuardedRun, LockInfo, RunEnded, Taken
+from qx_cache._schedule import interval_for
 from qx_cache.cache import Cache, SyncCache
 from qx_cache.client import create_client, create_sync_client
 from qx_cache.codecs import Codec, JsonCodec
@@ -32,7 +33,7 @@ from qx_cache.errors import (
     StoreUnavailableError,
     WrongClientError,
 )
-from qx_cache.heartbeat import Heartbeat, interval_for
+from qx_cache.heartbeat import AsyncHeartbeat, Heartbeat
 from qx_cache.idempotency import IdempotencyStore, SyncIdempotencyStore
 from qx_cache.keys import Keyspace, digest, holder_text, process_prefix
 from qx_cache.lease import Lease, LeaseState
@@ -53,6 +54,7 @@ from qx_cache.settings import CacheSettings
 
 __all__ = [
     "Acquired",
+    "AsyncHeartbeat",
     "Attempt",
     "Cache",
     "CacheError",
@@ -84,6 +86,7 @@ __all__ = [
     "LeaseLostError",
     "LeaseState",
     "LockInUseError",
+    "LockInfo",
     "LockNotHeldError",
     "LockTimeoutError",
     "Mismatch",

@@ -1,8 +1,8 @@
 """URL shapes, and the clients that are made from them or beside a client of the user's."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
 
 import redis
@@ -12,14 +12,17 @@ from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.retry import Retry
 
 from qx_cache import embedded
-from qx_cache._run import AsyncClient, SyncClient
+from qx_cache._run import AnyClient, AsyncClient, SyncClient
 from qx_cache.errors import InvalidValueError
 from qx_cache.settings import CacheSettings
 
+B = TypeVar("B")
 SCHEMES = ("redis", "rediss", "unix", "redis+socket", "valkey", "valkeys", "embedded")
 _LATER = ("sentinel", "redis+sentinel", "redis-sentinel", "redis+cluster", "rediss+cluster")
 _CERT_REQS = {"CERT_NONE": "none", "CERT_OPTIONAL": "optional", "CERT_REQUIRED": "required"}
 _RETRIES = 3
+_CONNECT_SECONDS = 5.0
+_MANY = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +78,32 @@ def open_sync(settings: CacheSettings) -> SyncClient:
     return client
 
 
-def sibling(client: AsyncClient | SyncClient, *, timeout_seconds: float) -> SyncClient:
+def waiting_sibling(client: SyncClient) -> SyncClient:
+    """A client for calls that the server answers late, with a connection for each that waits."""
+    return belonging(client, "waiting", lambda origin: sibling(origin, timeout_seconds=_CONNECT_SECONDS))
+
+
+def sibling(client: AnyClient, *, timeout_seconds: float) -> SyncClient:
     """A blocking client to the same server: own pool, short timeouts, no retries."""
     pool = client.connection_pool
-    known = {key: value for key, value in pool.connection_kwargs.items() if key not in _ASYNC_ONLY}
-    known |= {
-        "retry": Retry(NoBackoff(), 0),
-        "socket_timeout": timeout_seconds,
-        "socket_connect_timeout": timeout_seconds,
-    }
-    made = redis.ConnectionPool(
-        connection_class=_SYNC_TWINS.get(pool.connection_class, pool.connection_class), **known
-    )
-    return redis.Redis.from_pool(made)
+    kind = _SYNC_TWINS.get(pool.connection_class, pool.connection_class)
+    options = {**_kept(pool), **_impatient(timeout_seconds), "retry": Retry(NoBackoff(), 0)}
+    return redis.Redis.from_pool(redis.ConnectionPool(connection_class=kind, **options))
+
+
+def async_sibling(client: AsyncClient, *, timeout_seconds: float) -> AsyncClient:
+    """Asyncio twin of ``sibling``; the connection belongs to the running loop."""
+    pool = client.connection_pool
+    options = {**_kept(pool), **_impatient(timeout_seconds), "retry": AsyncRetry(NoBackoff(), 0)}
+    made = redis.asyncio.ConnectionPool(connection_class=pool.connection_class, **options)
+    return redis.asyncio.Redis.from_pool(made)
+
+
+def belonging(client: Any, name: str, make: Callable[[Any], B]) -> B:
+    """What belongs to ``client`` under ``name``, made on first use; it goes when the client goes."""
+    belongings: dict[str, B] = client.__dict__.setdefault("_qx_cache", {})
+    found = belongings.get(name)
+    return belongings.setdefault(name, make(client)) if found is None else found
 
 
 _SYNC_TWINS: Mapping[type[Any], type[Any]] = {
@@ -95,7 +111,20 @@ _SYNC_TWINS: Mapping[type[Any], type[Any]] = {
     redis.asyncio.SSLConnection: redis.SSLConnection,
     redis.asyncio.UnixDomainSocketConnection: redis.UnixDomainSocketConnection,
 }
-_ASYNC_ONLY = {"retry", "retry_on_error", "parser_class", "maint_notifications_config", "event_dispatcher"}
+_OWN = {"retry", "retry_on_error", "parser_class", "maint_notifications_config", "event_dispatcher"}
+"""What redis-py made for the first client alone."""
+
+
+def _kept(pool: Any) -> dict[str, Any]:
+    return {key: value for key, value in pool.connection_kwargs.items() if key not in _OWN}
+
+
+def _impatient(timeout_seconds: float) -> dict[str, Any]:
+    return {
+        "socket_timeout": timeout_seconds,
+        "socket_connect_timeout": timeout_seconds,
+        "max_connections": _MANY,
+    }
 
 
 def _from_url(kind: type[Any], target: Target, options: Mapping[str, Any]) -> Any:

@@ -1,15 +1,24 @@
 """Locks as values: what each operation sends, how its reply is read, what a holder remembers. No I/O here."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from qx_cache._call import Arg, Call, Script, script_call, text, word
+from qx_cache._call import Arg, Call, Script, command, script_call, text, word
+from qx_cache._schedule import Watch
 from qx_cache.durations import Duration, milliseconds, seconds
 from qx_cache.errors import InvalidValueError, LockInUseError, LockNotHeldError, LockTimeoutError
 from qx_cache.keys import Keyspace, default_holder, holder_text, owner_token
 from qx_cache.lease import Lease, Renewal, boottime
 
 ACQUIRE, RELEASE, RENEW = Script("lock_acquire"), Script("lock_release"), Script("lock_renew")
+WATCH, LEAVE, FREE, INFO = Script("lock_watch"), Script("lock_leave"), Script("lock_free"), Script("lock_info")
+CONNECT_SECONDS = 5.0
+RESERVE_MS = 1000
+"""How long a released lock is kept for who waits longest; that one may have died meanwhile."""
+WAIT_MS = 12_000
+"""How long one who waits is believed to, from its last sign: more than two of a heartbeat's watches."""
+LONGEST_BLOCK_SECONDS = 60.0
+"""The longest single wait for the baton; asking again costs a place in the queue."""
 _FENCE_MEMORY_SECONDS = 86_400.0
 
 
@@ -56,8 +65,28 @@ class GuardedRun:
     remember_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class LockInfo:
+    """What the server says about a lock, for people and for ``release_lock``."""
+
+    state: Literal["free", "held", "reserved", "kept"]
+    """``reserved``: released, and kept for who waits longest; ``kept``: released before ``min_hold_seconds``."""
+    holder: str = "-"
+    """Task id, label, or host and pid of the last holder; ``-`` when nobody is known."""
+    fence: int = 0
+    since: float = 0.0
+    """When it was acquired: seconds since 1970 by the server's clock; 0 when it is free."""
+    remaining_seconds: float = 0.0
+    """How long it lives without a renewal."""
+    waiters: int = 0
+    """How many wait for it; one that was killed is counted for some seconds more."""
+
+
 class LockCalls:
-    """What both twins send and remember: everything but the awaits."""
+    """What both twins send and remember: everything but the awaits.
+
+    One token stands for one acquire, from its first try to its release, so that a repeated call is recognised.
+    """
 
     def __init__(
         self,
@@ -65,6 +94,8 @@ class LockCalls:
         *,
         ttl_seconds: Duration,
         namespace: str,
+        fair: bool,
+        min_hold_seconds: Duration,
         holder: str,
         guarded: GuardedRun | None,
         owner_prefix: str,
@@ -72,52 +103,83 @@ class LockCalls:
         keys = Keyspace(namespace)
         self.name = name
         self.ttl_seconds = seconds(ttl_seconds, "ttl_seconds", at_least=0.05)
-        self._lock, self._fence = keys.lock(name), keys.fence(name)
+        self.key = keys.lock(name)
+        self._keys = (self.key, keys.fence(name), keys.waiting(name), keys.baton(name))
+        self._ended = (keys.ended(name, guarded.id),) if guarded else ()
         self._guarded = guarded
-        self._ended = [keys.ended(name, guarded.id)] if guarded else []
+        self._reserve_ms = RESERVE_MS if fair else 0
+        self._min_hold_ms = round(1000 * seconds(min_hold_seconds, "min_hold_seconds", at_least=0))
         self._holder = holder_text(holder) if holder else ""
         self._owner_prefix = owner_prefix
-        self.token = ""
-        self.lease: Lease | None = None
         self._memory_ms = milliseconds(max(_FENCE_MEMORY_SECONDS, 2 * self.ttl_seconds))
+        self._token = ""
+        self._lease: Lease | None = None
 
-    def attempt(self) -> Call[Attempt]:
-        if self.token:
+    def begin(self) -> None:
+        """Note that this object is about to acquire.
+
+        Raises:
+            LockInUseError: It holds the lock, or is acquiring it, already.
+        """
+        if self._token and not (self._lease and self._lease.inherited):
             raise LockInUseError(
                 f"this lock object holds or awaits {self.name!r} already; make one for each holder"
             )
-        token = owner_token(self._owner_prefix)
+        self._token = owner_token(self._owner_prefix)
+
+    def ask(self, *, waiting: bool = False, grant: str = "") -> Call[Attempt]:
+        token, ttl_ms = self._token, milliseconds(self.ttl_seconds)
         run_args = (self._guarded.retries, int(self._guarded.redelivery)) if self._guarded else (0, 0)
-        ttl_ms = milliseconds(self.ttl_seconds)
         sent_at = boottime()
 
         def parse(reply: Any) -> Attempt:
+            if word(reply) == "acquired":
+                self._lease = Lease(
+                    name=self.name,
+                    fence=int(reply[1]),
+                    ttl_seconds=self.ttl_seconds,
+                    sent_at=sent_at,
+                    renewal=self._renewal(token, ttl_ms),
+                )
+                return Acquired(self._lease)
             if word(reply) == "taken":
                 return Taken(text(reply[3]), max(0, int(reply[1])) / 1000, int(reply[2]))
-            if word(reply) == "ended":
-                return RunEnded(int(reply[1]))
-            renewal = Renewal(RENEW, self._lock, (token, ttl_ms))
-            self.token = token
-            self.lease = Lease(
-                name=self.name,
-                fence=int(reply[1]),
-                ttl_seconds=self.ttl_seconds,
-                sent_at=sent_at,
-                renewal=renewal,
-            )
-            return Acquired(self.lease)
+            return RunEnded(int(reply[1]))
 
         holder = self._holder or default_holder(token)
-        args: tuple[Arg, ...] = (token, ttl_ms, holder, self._memory_ms, *run_args)
-        return script_call(ACQUIRE, [self._lock, self._fence, *self._ended], args, parse)
+        wait_ms = WAIT_MS if waiting else 0
+        args: tuple[Arg, ...] = (token, ttl_ms, holder, self._memory_ms, wait_ms, grant, *run_args)
+        return script_call(ACQUIRE, (*self._keys, *self._ended), args, parse)
+
+    def baton(self, block_seconds: float) -> Call[str]:
+        """Wait for who releases the lock; the grant, or nothing when the time is over."""
+
+        def parse(reply: Any) -> str:
+            return text(reply[1]) if reply else ""
+
+        return command(parse, "BLPOP", self._keys[3], f"{block_seconds:.3f}")
+
+    def watch(self) -> Watch:
+        lock, _, waiting, baton = self._keys
+        return Watch(Renewal(WATCH, (lock, waiting, baton), (self._token, WAIT_MS, RESERVE_MS)))
+
+    def forget(self) -> None:
+        """Note that an acquire came to nothing."""
+        self._token, self._lease = "", None
+
+    def leave(self) -> Call[None]:
+        """End an acquire that came to nothing; whatever it was given goes to the next."""
+        token = self._token
+        self.forget()
+        return script_call(LEAVE, self._keys, (token, RESERVE_MS, self._memory_ms), lambda _: None)
 
     def release(self, *, ended: bool) -> Call[None]:
-        lease, token = self.held(), self.token
+        lease, token = self.held(), self._token
         remembered = self._guarded if ended else None
         run_args = (remembered.retries, milliseconds(remembered.remember_seconds)) if remembered else (0, 0)
 
         def parse(reply: Any) -> None:
-            self.token, self.lease = "", None
+            self.forget()
             if word(reply) == "lost":
                 lease.lose("another holder took it, or it lapsed")
                 raise LockNotHeldError(
@@ -125,37 +187,74 @@ class LockCalls:
                 )
             lease.end()
 
-        keys = [self._lock, self._fence, *(self._ended if remembered else [])]
-        return script_call(RELEASE, keys, (token, self._memory_ms, *run_args), parse)
+        keys = (*self._keys, *(self._ended if remembered else ()))
+        args = (token, self._memory_ms, self._reserve_ms, self._min_hold_ms, *run_args)
+        return script_call(RELEASE, keys, args, parse)
 
     def extend(self, ttl_seconds: Duration | None) -> Call[None]:
         lease, sent_at = self.held(), boottime()
         ttl = lease.ttl_seconds if ttl_seconds is None else seconds(ttl_seconds, "ttl_seconds", at_least=0.05)
+        renewal = self._renewal(self._token, milliseconds(ttl))
 
         def parse(reply: Any) -> None:
             if word(reply) == "lost":
                 lease.lose("another holder took it, or it lapsed")
                 raise LockNotHeldError(self.name, "it lapsed before it was extended")
-            lease.renewal = Renewal(RENEW, self._lock, (self.token, milliseconds(ttl)))
+            lease.renewal = renewal
             lease.renewed(sent_at, ttl)
 
-        return script_call(RENEW, [self._lock], (self.token, milliseconds(ttl)), parse)
+        return script_call(RENEW, renewal.keys, renewal.args, parse)
+
+    def free(self, fence: int) -> Call[bool]:
+        args = (fence, RESERVE_MS, owner_token())
+        return script_call(FREE, self._keys, args, lambda reply: word(reply) == "freed")
+
+    def info(self) -> Call[LockInfo]:
+        def parse(reply: Any) -> LockInfo:
+            if word(reply) == "free":
+                return LockInfo("free", waiters=int(reply[1]))
+            state: Any = word(reply)
+            remaining, since = max(0, int(reply[2])) / 1000, int(reply[5]) / 1000
+            return LockInfo(state, text(reply[4]), int(reply[3]), since, remaining, int(reply[1]))
+
+        return script_call(INFO, self._keys[:3], (), parse)
 
     def held(self) -> Lease:
-        if self.lease is None:
+        """The lease.
+
+        Raises:
+            LockNotHeldError: Nothing is held by this object in this process.
+        """
+        if self._lease is None:
             raise LockNotHeldError(self.name, "this lock object has not acquired it")
-        return self.lease
+        if self._lease.inherited:
+            raise LockNotHeldError(self.name, "it belongs to the parent of this process, which gives it back")
+        return self._lease
 
-    def deadline(self, wait_seconds: Duration | None) -> float | None:
-        return None if wait_seconds is None else seconds(wait_seconds, "wait_seconds", at_least=0)
+    def _renewal(self, token: str, ttl_ms: int) -> Renewal:
+        return Renewal(RENEW, self._keys[:2], (token, ttl_ms, self._memory_ms))
 
 
-def settled(name: str, wait_seconds: float | None, outcome: Attempt) -> Lease:
+def patience(wait_seconds: Duration | None) -> float:
+    """How long to wait, in seconds; infinite for None."""
+    return float("inf") if wait_seconds is None else seconds(wait_seconds, "wait_seconds", at_least=0)
+
+
+def chained(error: BaseException, failure: BaseException) -> None:
+    """Put ``failure`` below an exception that is in flight already, so that both are seen and none is masked."""
+    lowest = error
+    while lowest.__context__ is not None and lowest.__context__ is not failure:
+        lowest = lowest.__context__
+    failure.__context__ = None
+    lowest.__context__ = failure
+
+
+def settled(name: str, wait_seconds: float, outcome: Attempt) -> Lease:
     """The lease of a wait that is over, or the error that says why there is none."""
     match outcome:
         case Acquired():
             return outcome.lease
         case Taken():
-            raise LockTimeoutError(name, wait_seconds or 0.0, outcome.holder)
+            raise LockTimeoutError(name, wait_seconds, outcome.holder)
         case RunEnded():
             raise InvalidValueError(f"the run under the lock {name!r} has ended before; it is not run again")

@@ -65,7 +65,7 @@ class Records:
                 fence=fence,
                 ttl_seconds=self._lease_seconds,
                 sent_at=sent_at,
-                renewal=Renewal(RENEW, record, (owner, self._lease_ms, self._ttl_ms)),
+                renewal=Renewal(RENEW, (record,), (owner, self._lease_ms, self._ttl_ms)),
                 lost_error=ClaimLostError,
             )
             over = int(reply[3]) == 1
@@ -134,7 +134,7 @@ class Records:
             claim.lease.lose("another holder took it over, or it has ended")
             return False
 
-        return script_call(RENEW, [renewal.key], renewal.args, parse)
+        return script_call(RENEW, renewal.keys, renewal.args, parse)
 
     def put(self, key: str, result: Any, *, ttl: Duration | None) -> Call[bool]:
         ttl_ms = self._ttl_ms if ttl is None else milliseconds(seconds(ttl, "ttl_seconds"))

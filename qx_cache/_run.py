@@ -15,7 +15,9 @@ T = TypeVar("T")
 Words: TypeAlias = list[str]
 AsyncClient: TypeAlias = redis.asyncio.Redis
 SyncClient: TypeAlias = redis.Redis
+AnyClient: TypeAlias = redis.asyncio.Redis | redis.Redis
 
+_PATIENCE_SECONDS = 2.0
 _RAW = {"NEVER_DECODE": True}  # bytes, whatever the client decodes
 _PASSING = (  # error replies of a server that is not ready: as good as no answer
     exceptions.ReadOnlyError,
@@ -50,12 +52,53 @@ def run(client: SyncClient, call: Call[T]) -> T:
 def run_many(client: SyncClient, calls: Sequence[Call[Words]]) -> list[Words | StoreError]:
     """Perform all ``calls`` in one round trip; each has its own answer or its own error."""
     replies = _pipelined(client, [call.first for call in calls])
-    unknown = [i for i, reply in enumerate(replies) if isinstance(reply, exceptions.NoScriptError)]
-    if unknown:  # after a restart, a failover or SCRIPT FLUSH
-        second = _pipelined(client, [calls[i].again for i in unknown])
-        for i, reply in zip(unknown, second, strict=True):
-            replies[i] = reply
+    if unknown := _unknown(replies):
+        _fill(replies, unknown, _pipelined(client, [calls[i].again for i in unknown]))
     return [_read(client, call, reply) for call, reply in zip(calls, replies, strict=True)]
+
+
+async def arun_many(client: AsyncClient, calls: Sequence[Call[Words]]) -> list[Words | StoreError]:
+    """Asyncio twin of ``run_many``."""
+    replies = await _apipelined(client, [call.first for call in calls])
+    if unknown := _unknown(replies):
+        _fill(replies, unknown, await _apipelined(client, [calls[i].again for i in unknown]))
+    return [_read(client, call, reply) for call, reply in zip(calls, replies, strict=True)]
+
+
+def block(client: SyncClient, call: Call[T], seconds: float) -> T:
+    """Perform a ``call`` that the server answers after ``seconds`` at the latest, on a connection of its own.
+
+    A server that says nothing for two seconds more is taken for gone.
+    """
+    pool: Any = client.connection_pool
+    with _translated(client, call.operation):
+        connection = pool.get_connection()
+        try:
+            connection.send_command(*call.first)
+            if connection.can_read(timeout=seconds + _PATIENCE_SECONDS):
+                return call.parse(connection.read_response(disable_decoding=True))
+            raise StoreUnavailableError(call.operation, where(client), "no answer in time")  # noqa: TRY301  # also disconnects
+        except BaseException:
+            connection.disconnect()  # what it still brings belongs to nobody
+            raise
+        finally:
+            pool.release(connection)
+
+
+async def ablock(client: AsyncClient, call: Call[T], seconds: float) -> T:
+    """Asyncio twin of ``block``."""
+    pool: Any = client.connection_pool
+    with _translated(client, call.operation):
+        connection = await pool.get_connection()
+        try:
+            await connection.send_command(*call.first)
+            reply = await connection.read_response(disable_decoding=True, timeout=seconds + _PATIENCE_SECONDS)
+            return call.parse(reply)
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        finally:
+            await pool.release(connection)
 
 
 def require_async(client: object, user: str) -> None:
@@ -78,6 +121,11 @@ def require_sync(client: object, user: str) -> None:
         raise WrongClientError(user, "redis.Redis", _type_name(client), user.removeprefix("Sync"))
 
 
+def is_cluster(client: object) -> bool:
+    """True for a client of a cluster, where the keys of one call must share a slot."""
+    return isinstance(client, redis.RedisCluster | redis.asyncio.RedisCluster)
+
+
 def where(client: object) -> str:
     """Host and port or socket path of a client; never its password."""
     pool = getattr(client, "connection_pool", None)
@@ -94,6 +142,27 @@ def _pipelined(client: SyncClient, commands: Sequence[tuple[Any, ...]]) -> list[
         return list(pipeline.execute(raise_on_error=False))
     except (exceptions.RedisError, OSError) as error:
         return [error] * len(commands)
+
+
+async def _apipelined(client: AsyncClient, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    pipeline = client.pipeline(transaction=False)
+    queue: Callable[..., Any] = pipeline.execute_command
+    try:
+        for words in commands:
+            queue(*words, **_RAW)
+        return list(await pipeline.execute(raise_on_error=False))
+    except (exceptions.RedisError, OSError) as error:
+        return [error] * len(commands)
+
+
+def _unknown(replies: Sequence[Any]) -> list[int]:
+    """Which calls the server did not know the script of: after a restart, a failover or SCRIPT FLUSH."""
+    return [i for i, reply in enumerate(replies) if isinstance(reply, exceptions.NoScriptError)]
+
+
+def _fill(replies: list[Any], places: Sequence[int], second: Sequence[Any]) -> None:
+    for i, reply in zip(places, second, strict=True):
+        replies[i] = reply
 
 
 def _read(client: object, call: Call[Words], reply: Any) -> Words | StoreError:

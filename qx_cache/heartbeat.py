@@ -1,79 +1,33 @@
-"""One thread that renews every lease of a process, with one round trip for all that are due.
+"""What renews every lease of a process: one thread, or one asyncio task, with one round trip for all that is due.
 
-Decisions stand in ``Schedule`` and do no I/O; ``Heartbeat`` carries them out. The rules: renew at a third
-of the life; take along all that is due within 10 % of it; after an error try again every twentieth of the
-life and never give up; a *yes* makes a lease HELD again, a *no* makes it LOST for good.
+Both carry out what ``Schedule`` decides. They use a client of their own (own pool, short timeouts, no retries),
+never the caller's, and look after the locks that this process waits for as well.
 """
 
+import asyncio
 import logging
 import os
 import threading
 from collections.abc import Sequence
-from itertools import groupby
 
-from qx_cache._call import Call, script_call, text
-from qx_cache._connect import sibling
-from qx_cache._run import AsyncClient, SyncClient, run_many
-from qx_cache.durations import Duration, seconds
-from qx_cache.errors import InvalidValueError, StoreError
+from qx_cache import _schedule
+from qx_cache._connect import async_sibling, belonging, sibling
+from qx_cache._run import AnyClient, AsyncClient, SyncClient, arun_many, is_cluster, run_many
+from qx_cache._schedule import Answer, Item, Schedule, Watch, interval_for
+from qx_cache.durations import Duration
+from qx_cache.errors import StoreError
 from qx_cache.lease import Clock, Lease, boottime
 
 _log = logging.getLogger("qx_cache.heartbeat")
-CHUNK = 100
-"""Leases in one script call: more would hold up the server's other clients."""
-
-
-class Schedule:
-    """When which lease is due, and what an answer means. No I/O and no thread."""
-
-    def __init__(self) -> None:
-        self._due: dict[Lease, float] = {}
-        self._interval: dict[Lease, float] = {}
-
-    def __len__(self) -> int:
-        return len(self._due)
-
-    def add(self, lease: Lease, interval: float, now: float) -> None:
-        """Renew ``lease`` every ``interval`` seconds from ``now`` on."""
-        self._due[lease], self._interval[lease] = now + interval, interval
-
-    def remove(self, lease: Lease) -> None:
-        """Renew ``lease`` no more."""
-        self._due.pop(lease, None)
-        self._interval.pop(lease, None)
-
-    def next_due(self) -> float | None:
-        """When the next renewal is due; None when nothing is held."""
-        return min(self._due.values(), default=None)
-
-    def take(self, now: float) -> list[Lease]:
-        """What to renew now: nothing until one is due, then all due within 10 % of their interval."""
-        first = self.next_due()
-        if first is None or first > now:
-            return []
-        return [lease for lease, due in self._due.items() if due <= now + self._interval[lease] / 10]
-
-    def answered(self, lease: Lease, answer: str | StoreError, sent_at: float, now: float) -> None:
-        """Read one answer; a lease that was removed meanwhile is none of our business."""
-        if lease not in self._due:
-            return
-        if isinstance(answer, StoreError):
-            self._due[lease] = now + lease.ttl_seconds / 20
-        elif answer == "renewed":
-            lease.renewed(sent_at)
-            self._due[lease] = sent_at + self._interval[lease]
-        else:
-            self.remove(lease)
-            if answer == "lost":
-                lease.lose("another holder took it over, or it was removed from the server")
+_IDLE_SECONDS = 30.0
+_LONGEST_TIMEOUT_SECONDS = 5.0
 
 
 class Heartbeat:
     """Renews leases from one thread, with a connection of its own.
 
-    The thread starts with the first lease and lives as long as the process. It uses its own client (own
-    pool, short timeouts, no retries), never the caller's. After a fork the child begins with nothing: the
-    parent's leases are the parent's.
+    The thread starts with the first lease and ends when nothing was held for half a minute. After a fork the
+    child begins with nothing: the parent's leases are the parent's.
 
     Args:
         client: A redis-py client, async or blocking; its server and credentials are used, not its pool.
@@ -87,11 +41,13 @@ class Heartbeat:
         ```
     """
 
-    def __init__(self, client: AsyncClient | SyncClient, *, clock: Clock = boottime) -> None:
+    _thread: threading.Thread | None
+    _timeout: float
+    _schedule: Schedule
+
+    def __init__(self, client: AnyClient, *, clock: Clock = boottime) -> None:
         self._origin = client
         self._clock = clock
-        self._thread: threading.Thread | None = None
-        self._timeout = self._sleeps_until = 0.0
         self._forget()
 
     def add(self, lease: Lease, interval_seconds: Duration | None = None) -> None:
@@ -105,23 +61,22 @@ class Heartbeat:
             InvalidValueError: The interval is longer than half the life.
         """
         interval = interval_for(lease.ttl_seconds, interval_seconds)
-        self._check_pid()
-        now = self._clock()
-        with self._wake:
-            self._schedule.add(lease, interval, now)
-            self._timeout = min(self._timeout, lease.ttl_seconds / 6)
-            if self._thread is None:
-                self._stopping = False
-                self._thread = threading.Thread(target=self._live, name="qx-cache-heartbeat", daemon=True)
-                self._thread.start()
-            elif now + interval < self._sleeps_until:
-                self._wake.notify()
+        self._add(lease, interval, lease.ttl_seconds / 6)
 
-    def remove(self, lease: Lease) -> None:
-        """Renew ``lease`` no more. It is not given back by this."""
+    def watch(self, watch: Watch, remaining_seconds: float) -> None:
+        """Look after a lock that is waited for; its holder has ``remaining_seconds`` left."""
+        self._add(watch, Watch.pause(remaining_seconds), _LONGEST_TIMEOUT_SECONDS)
+
+    def remove(self, item: Item) -> None:
+        """Renew a lease no more, or watch no more. Nothing is given back by this."""
         self._check_pid()
         with self._wake:
-            self._schedule.remove(lease)
+            self._schedule.remove(item)
+
+    @property
+    def lateness(self) -> float:
+        """Seconds by which the last beat came too late: the early sign of a starved process."""
+        return self._schedule.lateness
 
     def stop(self) -> None:
         """End the thread; what it renewed is left to lapse."""
@@ -131,6 +86,19 @@ class Heartbeat:
             self._wake.notify()
         if thread is not None:
             thread.join()
+
+    def _add(self, item: Item, interval: float, timeout: float) -> None:
+        self._check_pid()
+        now = self._clock()
+        with self._wake:
+            self._schedule.add(item, interval, now)
+            self._timeout = min(self._timeout, timeout)
+            if self._thread is None:
+                self._stopping = False
+                self._thread = threading.Thread(target=self._live, name="qx-cache-heartbeat", daemon=True)
+                self._thread.start()
+            elif now + interval < self._sleeps_until:
+                self._wake.notify()
 
     def _check_pid(self) -> None:
         if self._pid != os.getpid():
@@ -143,7 +111,7 @@ class Heartbeat:
         self._thread = None
         self._stopping = False
         self._sleeps_until = 0.0
-        self._timeout = 5.0
+        self._timeout = _LONGEST_TIMEOUT_SECONDS
 
     def _live(self) -> None:
         client: SyncClient | None = None
@@ -160,64 +128,181 @@ class Heartbeat:
             if client is not None:
                 client.close()
 
-    def _wait(self) -> list[Lease] | None:
-        """Sleep until something is due; None when told to stop."""
+    def _wait(self) -> list[Item] | None:
+        """Sleep until something is due; None when told to stop, or idle for long."""
         with self._wake:
+            idle_until = self._clock() + _IDLE_SECONDS
             while not self._stopping:
                 now = self._clock()
                 if due := self._schedule.take(now):
                     return due
                 next_due = self._schedule.next_due()
-                self._sleeps_until = float("inf") if next_due is None else next_due
-                self._wake.wait(None if next_due is None else max(0.0, next_due - now))
+                if next_due is None and now >= idle_until:
+                    self._thread = None
+                    return None
+                self._sleeps_until = idle_until if next_due is None else next_due
+                self._wake.wait(max(0.0, self._sleeps_until - now))
             return None
 
-    def _beat(self, client: SyncClient, due: Sequence[Lease]) -> None:
+    def _beat(self, client: SyncClient, due: Sequence[Item]) -> None:
         sent_at = self._clock()
         answers = renew(client, due)
         now = self._clock()
         with self._wake:
-            for lease, answer in zip(due, answers, strict=True):
-                self._schedule.answered(lease, answer, sent_at, now)
-        failures = [answer for answer in answers if isinstance(answer, StoreError)]
-        if failures:
-            _log.warning("renewal of %d of %d leases failed: %s", len(failures), len(due), failures[0])
+            _note(self._schedule, due, answers, sent_at, now)
 
 
-def renew(client: SyncClient, leases: Sequence[Lease]) -> list[str | StoreError]:
-    """Renew all ``leases`` in one round trip: a word of the script each, or the error that hit its chunk."""
-    ordered = sorted(leases, key=lambda lease: lease.renewal.script.name)
-    chunks: list[list[Lease]] = []
-    for _, group in groupby(ordered, key=lambda lease: lease.renewal.script.name):
-        same = list(group)
-        chunks += [same[i : i + CHUNK] for i in range(0, len(same), CHUNK)]
-    answers: dict[Lease, str | StoreError] = {}
-    calls: list[Call[list[str]]] = [_call(chunk) for chunk in chunks]
-    for chunk, words in zip(chunks, run_many(client, calls), strict=True):
-        for i, lease in enumerate(chunk):
-            answers[lease] = words if isinstance(words, StoreError) else words[i]
-    return [answers[lease] for lease in leases]
+class AsyncHeartbeat:
+    """Renews leases from the event loop, with a connection of its own.
 
+    Nothing runs between two beats but a timer, and nothing at all while nothing is held. A loop that is blocked
+    for longer than the lease loses it; ``Heartbeat`` renews from a thread instead and takes async clients too.
 
-def interval_for(ttl_seconds: float, interval_seconds: Duration | None) -> float:
-    """The time between renewals of a lease of ``ttl_seconds``, checked.
+    Args:
+        client: A ``redis.asyncio`` client; its server and credentials are used, not its pool.
 
-    Raises:
-        InvalidValueError: It is 0, negative, or longer than half the life.
+    Example:
+        ```python
+        lock = DistributedLock(client, "leader", auto_renew=True, heartbeat=AsyncHeartbeat(client))
+        ```
     """
-    if interval_seconds is None:
-        return ttl_seconds / 3
-    interval = seconds(interval_seconds, "heartbeat_interval")
-    if interval > ttl_seconds / 2:
-        raise InvalidValueError(
-            f"heartbeat_interval {interval} s must be at most half of the lease of {ttl_seconds} s, "
-            "so that one lost renewal does not lose the lease"
-        )
-    return interval
+
+    _loop: asyncio.AbstractEventLoop | None
+    _timer: asyncio.TimerHandle | None
+    _beating: asyncio.Task[None] | None
+    _sibling: AsyncClient | None
+    _timeout: float
+    _schedule: Schedule
+
+    def __init__(self, client: AsyncClient, *, clock: Clock = boottime) -> None:
+        self._origin = client
+        self._clock = clock
+        self._forget()
+
+    def add(self, lease: Lease, interval_seconds: Duration | None = None) -> None:
+        """Renew ``lease`` from now on; see ``Heartbeat.add``."""
+        self._add(lease, interval_for(lease.ttl_seconds, interval_seconds), lease.ttl_seconds / 6)
+
+    def watch(self, watch: Watch, remaining_seconds: float) -> None:
+        """Look after a lock that is waited for; its holder has ``remaining_seconds`` left."""
+        self._add(watch, Watch.pause(remaining_seconds), _LONGEST_TIMEOUT_SECONDS)
+
+    def remove(self, item: Item) -> None:
+        """Renew a lease no more, or watch no more. Nothing is given back by this."""
+        self._schedule.remove(item)
+        if not self._schedule:
+            self._disarm()
+
+    async def rest(self) -> None:
+        """Close the connection where nothing is held any more; a later lease opens another."""
+        if not self._schedule and self._beating is None:
+            await self._close()
+
+    @property
+    def lateness(self) -> float:
+        """Seconds by which the last beat came too late: the early sign of a blocked loop."""
+        return self._schedule.lateness
+
+    def _add(self, item: Item, interval: float, timeout: float) -> None:
+        if self._pid != os.getpid() or self._loop is not asyncio.get_running_loop():
+            self._forget()
+            self._loop = asyncio.get_running_loop()
+        self._timeout = min(self._timeout, timeout)
+        self._schedule.add(item, interval, self._clock())
+        self._arm()
+
+    def _forget(self) -> None:
+        self._pid = os.getpid()
+        self._loop = None
+        self._schedule = Schedule()
+        self._timer = None
+        self._beating = None
+        self._sibling = None
+        self._timeout = _LONGEST_TIMEOUT_SECONDS
+        self._opened_with = 0.0
+
+    def _arm(self) -> None:
+        due = self._schedule.next_due()
+        if due is None or self._loop is None or self._beating is not None:
+            return
+        self._disarm()
+        self._timer = self._loop.call_later(max(0.0, due - self._clock()), self._fire)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _fire(self) -> None:
+        self._timer = None
+        if self._loop is not None:
+            self._beating = self._loop.create_task(self._beat())
+
+    async def _beat(self) -> None:
+        try:
+            if due := self._schedule.take(self._clock()):
+                client = await self._opened()
+                sent_at = self._clock()
+                answers = await arenew(client, due)
+                _note(self._schedule, due, answers, sent_at, self._clock())
+        finally:
+            self._beating = None
+            self._arm()
+        if not self._schedule:
+            await self._close()
+
+    async def _opened(self) -> AsyncClient:
+        if self._sibling is None or self._timeout < self._opened_with:
+            await self._close()
+            self._sibling = async_sibling(self._origin, timeout_seconds=self._timeout)
+            self._opened_with = self._timeout
+        return self._sibling
+
+    async def _close(self) -> None:
+        opened, self._sibling = self._sibling, None
+        if opened is not None:
+            await opened.aclose()
 
 
-def _call(leases: Sequence[Lease]) -> Call[list[str]]:
-    renewals = [lease.renewal for lease in leases]
-    keys = [renewal.key for renewal in renewals]
-    args = [arg for renewal in renewals for arg in renewal.args]
-    return script_call(renewals[0].script, keys, args, lambda reply: [text(word) for word in reply])
+def heartbeat_of(client: AnyClient) -> Heartbeat:
+    """The heartbeat thread of ``client``: one for all locks and stores on it, made on first use."""
+    return belonging(client, "heartbeat", Heartbeat)
+
+
+def async_heartbeat_of(client: AsyncClient) -> AsyncHeartbeat:
+    """The asyncio heartbeat of ``client``: one for all locks and stores on it, made on first use."""
+    return belonging(client, "async_heartbeat", AsyncHeartbeat)
+
+
+def renew(client: SyncClient, items: Sequence[Item]) -> list[Answer]:
+    """Attend to all ``items`` in one round trip: a word each, or the error that hit its chunk."""
+    groups = _groups(client, items)
+    return _spread(items, groups, run_many(client, [_schedule.chunk_call(group) for group in groups]))
+
+
+async def arenew(client: AsyncClient, items: Sequence[Item]) -> list[Answer]:
+    """Asyncio twin of ``renew``."""
+    groups = _groups(client, items)
+    return _spread(items, groups, await arun_many(client, [_schedule.chunk_call(group) for group in groups]))
+
+
+def _groups(client: AnyClient, items: Sequence[Item]) -> list[list[Item]]:
+    return list(_schedule.chunks(items, 1 if is_cluster(client) else _schedule.CHUNK))
+
+
+def _spread(
+    items: Sequence[Item], groups: Sequence[Sequence[Item]], replies: Sequence[list[str] | StoreError]
+) -> list[Answer]:
+    answers: dict[Item, Answer] = {}
+    for group, reply in zip(groups, replies, strict=True):
+        for i, item in enumerate(group):
+            answers[item] = reply if isinstance(reply, StoreError) else reply[i]
+    return [answers[item] for item in items]
+
+
+def _note(schedule: Schedule, due: Sequence[Item], answers: Sequence[Answer], sent_at: float, now: float) -> None:
+    for item, answer in zip(due, answers, strict=True):
+        schedule.answered(item, answer, sent_at, now)
+    failures = [answer for answer in answers if isinstance(answer, StoreError)]
+    if failures:
+        _log.warning("renewal of %d of %d leases failed: %s", len(failures), len(due), failures[0])

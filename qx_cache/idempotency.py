@@ -11,7 +11,7 @@ from qx_cache._run import AsyncClient, SyncClient, arun, require_async, require_
 from qx_cache.codecs import Codec, JsonCodec
 from qx_cache.durations import Duration
 from qx_cache.errors import ResultEncodingError
-from qx_cache.heartbeat import Heartbeat
+from qx_cache.heartbeat import Heartbeat, heartbeat_of
 from qx_cache.outcomes import Claimed, Done, Outcome, Running, refuse, replayed
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ class IdempotencyStore:
     ) -> None:
         require_async(client, "IdempotencyStore")
         self._client = client
-        self._heartbeat = heartbeat or Heartbeat(client)
+        self._heartbeat = heartbeat or heartbeat_of(client)
         self._records = Records(
             namespace=namespace,
             ttl_seconds=ttl_seconds,
@@ -267,7 +267,7 @@ class SyncIdempotencyStore:
     ) -> None:
         require_sync(client, "SyncIdempotencyStore")
         self._client = client
-        self._heartbeat = heartbeat or Heartbeat(client)
+        self._heartbeat = heartbeat or heartbeat_of(client)
         self._records = Records(
             namespace=namespace,
             ttl_seconds=ttl_seconds,

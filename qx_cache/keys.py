@@ -88,6 +88,14 @@ class Keyspace:
         """The key of the hash that remembers a lock's last fence, holder and released token."""
         return self._key("lock", name) + b":f"
 
+    def waiting(self, name: str) -> bytes:
+        """The key of the sorted set of those who wait for a lock."""
+        return self._key("lock", name) + b":w"
+
+    def baton(self, name: str) -> bytes:
+        """The key of the list through which a lock is handed to who waits longest."""
+        return self._key("lock", name) + b":b"
+
     def ended(self, name: str, run_id: str) -> bytes:
         """The key that remembers that the run ``run_id`` under a lock has ended."""
         return self._key("lock", name) + b":e:" + holder_text(run_id).encode()

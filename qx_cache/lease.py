@@ -33,10 +33,10 @@ class LeaseState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """How a heartbeat renews one lease: its key and arguments in a script that takes many."""
+    """What a heartbeat sends for one item: its keys and arguments in a script that takes many."""
 
     script: Script
-    key: bytes
+    keys: tuple[bytes, ...]
     args: tuple[Arg, ...]
 
 
@@ -84,6 +84,7 @@ class Lease:
         self._pid = os.getpid()
         self._final: LeaseState | None = None
         self._reason = ""
+        self._listeners: list[Callable[[], None]] = []
         self.renewed(sent_at)
 
     @property
@@ -91,7 +92,7 @@ class Lease:
         """How sure the holder may be, now."""
         if self._final is not None:
             return self._final
-        if os.getpid() != self._pid:
+        if self.inherited:
             return LeaseState.LOST  # a forked child holds nothing of its parent's
         return LeaseState.HELD if self._clock() < self._valid_until else LeaseState.DOUBTFUL
 
@@ -99,6 +100,11 @@ class Lease:
     def lost(self) -> bool:
         """True once it is known that another holder came, or that the lease is gone."""
         return self.state is LeaseState.LOST
+
+    @property
+    def inherited(self) -> bool:
+        """True in a forked child of the process that holds it."""
+        return os.getpid() != self._pid
 
     def remaining(self) -> float:
         """Seconds for which it is surely still held; 0 when it is not."""
@@ -129,6 +135,12 @@ class Lease:
         """Note that it is lost. Called by who was told so; final."""
         if self._final is None:
             self._final, self._reason = LeaseState.LOST, reason
+            for listener in self._listeners:
+                listener()
+
+    def when_lost(self, listener: Callable[[], None]) -> None:
+        """Call ``listener`` when the lease turns LOST, from whatever thread learns it; it must not block."""
+        self._listeners.append(listener)
 
     def end(self) -> None:
         """Note that the holder gave it back; final."""

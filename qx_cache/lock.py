@@ -1,34 +1,60 @@
 """A lock that several processes share, and its blocking twin."""
 
 import asyncio
-import time
+from collections.abc import Callable
+from contextlib import suppress
+from threading import Thread
 from types import TracebackType
 from typing import Self
+from weakref import WeakValueDictionary
 
-from qx_cache._locks import Acquired, Attempt, GuardedRun, LockCalls, settled
-from qx_cache._pauses import pauses
-from qx_cache._run import AsyncClient, SyncClient, arun, require_async, require_sync, run
+from qx_cache._call import Call
+from qx_cache._connect import async_sibling, belonging, waiting_sibling
+from qx_cache._locks import (
+    CONNECT_SECONDS,
+    LONGEST_BLOCK_SECONDS,
+    Acquired,
+    Attempt,
+    GuardedRun,
+    LockCalls,
+    LockInfo,
+    Taken,
+    chained,
+    patience,
+    settled,
+)
+from qx_cache._run import AsyncClient, SyncClient, ablock, arun, block, require_async, require_sync, run
 from qx_cache.durations import Duration
-from qx_cache.errors import LockNotHeldError
-from qx_cache.heartbeat import Heartbeat
-from qx_cache.lease import Lease
+from qx_cache.errors import LockNotHeldError, StoreError
+from qx_cache.heartbeat import AsyncHeartbeat, Heartbeat, async_heartbeat_of, heartbeat_of
+from qx_cache.lease import Lease, boottime
+
+OnLost = Callable[[Lease], None]
 
 
 class DistributedLock:
     """Held by one holder at a time, for at most ``ttl_seconds`` without a renewal.
 
-    Leaving ``async with`` releases the lock, and raises ``LockNotHeldError`` when it had been lost: others
-    may have worked at the same time. A lock in Redis cannot stop a holder that pauses at the wrong
-    moment; where that matters pass ``fence`` to whatever you write to.
+    Whoever waits is served in turn: a release hands the lock to who has waited longest, which is woken by the
+    server and polls nothing. Leaving ``async with`` releases the lock, and raises ``LockNotHeldError`` when it had
+    been lost: others may have worked at the same time. A lock in Redis cannot stop a holder that pauses at the
+    wrong moment; where that matters pass ``fence`` to whatever you write to. Nothing is released when the object
+    is merely dropped: the lock then lapses.
 
     Args:
         client: A ``redis.asyncio`` client; it stays yours to close.
         name: Non-empty text.
         ttl_seconds: Life of the lock without a renewal.
         namespace: First part of every key.
-        auto_renew: Renew it from the heartbeat thread while it is held.
+        auto_renew: Renew it while it is held, every third of its life.
+        fair: False: a release lets whoever comes first take the lock; more acquires a second, at the price of
+            long waits for some.
+        min_hold_seconds: The shortest time from acquire to the next holder, by the server's clock, however early
+            the release: for jobs that are due on several machines whose clocks differ (ShedLock's
+            ``lockAtLeastFor``).
         holder: Who holds it, for people to read; host and pid by default.
-        heartbeat: What renews it; one of its own by default.
+        on_lost: Called once with the lease when it turns LOST, from the event loop.
+        heartbeat: What renews it; one for all locks of the client by default.
         guarded: A run whose end the lock is to remember.
         owner_prefix: Up to 6 characters that all tokens of this process begin with.
 
@@ -51,18 +77,25 @@ class DistributedLock:
         ttl_seconds: Duration = 30,
         namespace: str = "qx",
         auto_renew: bool = False,
+        fair: bool = True,
+        min_hold_seconds: Duration = 0,
         holder: str = "",
-        heartbeat: Heartbeat | None = None,
+        on_lost: OnLost | None = None,
+        heartbeat: AsyncHeartbeat | Heartbeat | None = None,
         guarded: GuardedRun | None = None,
         owner_prefix: str = "",
     ) -> None:
         require_async(client, "DistributedLock")
         self._client = client
-        self._heartbeat = (heartbeat or Heartbeat(client)) if auto_renew else None
+        self._heartbeat = heartbeat or async_heartbeat_of(client)
+        self._auto_renew = auto_renew
+        self._on_lost = on_lost
         self._calls = LockCalls(
             name,
             ttl_seconds=ttl_seconds,
             namespace=namespace,
+            fair=fair,
+            min_hold_seconds=min_hold_seconds,
             holder=holder,
             guarded=guarded,
             owner_prefix=owner_prefix,
@@ -72,13 +105,10 @@ class DistributedLock:
         """Try once, and learn who holds it otherwise.
 
         Raises:
-            LockInUseError: This object holds it already.
+            LockInUseError: This object holds it, or is acquiring it, already.
             StoreError: Redis gave no usable answer; what it may have taken lapses after ``ttl_seconds``.
         """
-        outcome = await arun(self._client, self._calls.attempt())
-        if isinstance(outcome, Acquired) and self._heartbeat:
-            self._heartbeat.add(outcome.lease)
-        return outcome
+        return await self._acquire(0)
 
     async def try_acquire(self) -> Lease | None:
         """Try once; the lease, or None when another holds it. Errors as ``attempt``."""
@@ -88,38 +118,50 @@ class DistributedLock:
     async def acquire(self, wait_seconds: Duration | None = None) -> Lease:
         """Wait for the lock; for ever by default, as ``asyncio.Lock`` does.
 
+        When the wait is cancelled, whatever it was given meanwhile goes to the next.
+
         Raises:
             LockTimeoutError: It was not free within ``wait_seconds``.
-            LockInUseError: This object holds it already.
+            LockInUseError: This object holds it, or is acquiring it, already.
             StoreError: Redis gave no usable answer.
         """
-        limit = self._calls.deadline(wait_seconds)
-        outcome = await self.attempt()
-        for pause in pauses(limit):
-            if isinstance(outcome, Acquired):
-                break
-            await asyncio.sleep(pause)
-            outcome = await self.attempt()
-        return settled(self._calls.name, limit, outcome)
+        limit = patience(wait_seconds)
+        return settled(self._calls.name, limit, await self._acquire(limit))
 
     async def release(self, *, ended: bool = True) -> None:
-        """Give the lock back.
+        """Give the lock back, to who has waited longest.
 
         Args:
             ended: With a ``guarded`` run: remember that it has ended.
 
         Raises:
-            LockNotHeldError: It was lost meanwhile; another's lock was not touched.
+            LockNotHeldError: It was lost meanwhile, or belongs to the parent of this forked process; another's
+                lock was not touched.
             StoreError: Redis gave no usable answer; safe to repeat.
         """
-        call = self._calls.release(ended=ended)
-        if self._heartbeat:
-            self._heartbeat.remove(self._calls.held())
-        await arun(self._client, call)
+        call, lease = self._calls.release(ended=ended), self._calls.held()
+        await asyncio.shield(self._release(call, lease))
 
     async def extend(self, ttl_seconds: Duration | None = None) -> None:
         """Let the lock live ``ttl_seconds`` from now, or its own life again. Errors as ``release``."""
         await arun(self._client, self._calls.extend(ttl_seconds))
+
+    async def info(self) -> LockInfo:
+        """Who holds the lock, since when, under which fence, and how many wait. Changes nothing."""
+        return await arun(self._client, self._calls.info())
+
+    async def release_lock(self, fence: int) -> bool:
+        """Free the lock whoever holds it: for an operator who has looked at ``info``.
+
+        Its holder learns at its next renewal, or at its release, that the lock is lost.
+
+        Args:
+            fence: The fence that ``info`` showed.
+
+        Returns:
+            False when nobody holds the lock under that fence any more; nothing was changed.
+        """
+        return await arun(self._client, self._calls.free(fence))
 
     @property
     def lease(self) -> Lease:
@@ -140,14 +182,78 @@ class DistributedLock:
     ) -> None:
         try:
             await self.release()
-        except LockNotHeldError as lost:
+        except (LockNotHeldError, StoreError) as failure:
             if error is None:
                 raise
-            error.add_note(str(lost))  # never masks what is already in flight
+            chained(error, failure)
+
+    async def _acquire(self, limit: float) -> Attempt:
+        self._calls.begin()
+        try:
+            outcome = await arun(self._client, self._calls.ask(waiting=limit > 0))
+            if isinstance(outcome, Taken) and limit > 0:
+                outcome = await self._wait(outcome, limit)
+        except StoreError:
+            self._calls.forget()
+            raise
+        except BaseException:
+            with suppress(StoreError):
+                await asyncio.shield(arun(self._client, self._calls.leave()))
+            raise
+        if isinstance(outcome, Acquired):
+            self._begin(outcome.lease)
+        elif limit > 0:
+            await arun(self._client, self._calls.leave())
+        else:
+            self._calls.forget()
+        return outcome
+
+    async def _wait(self, taken: Taken, limit: float) -> Attempt:
+        watch = self._calls.watch()
+        outcome: Attempt = taken
+        self._heartbeat.watch(watch, taken.remaining_seconds)
+        waiter = async_sibling(self._client, timeout_seconds=CONNECT_SECONDS)
+        try:
+            async with asyncio.timeout(None if limit == float("inf") else limit), self._turn():
+                while isinstance(outcome, Taken):
+                    call = self._calls.baton(LONGEST_BLOCK_SECONDS)
+                    grant = await ablock(waiter, call, LONGEST_BLOCK_SECONDS)
+                    outcome = await arun(self._client, self._calls.ask(waiting=True, grant=grant))
+        except TimeoutError:
+            return taken
+        finally:
+            self._heartbeat.remove(watch)
+            await waiter.aclose(close_connection_pool=True)
+        return outcome
+
+    def _turn(self) -> asyncio.Lock:
+        """The place of this wait among those of this client for the same lock: one connection waits for all."""
+        turns = belonging(self._client, "turns", lambda _: WeakValueDictionary[bytes, asyncio.Lock]())
+        return turns.setdefault(self._calls.key, asyncio.Lock())
+
+    def _begin(self, lease: Lease) -> None:
+        if self._on_lost is not None:
+            tell, loop = self._on_lost, asyncio.get_running_loop()
+
+            def told() -> None:
+                loop.call_soon_threadsafe(tell, lease)
+
+            lease.when_lost(told)
+        if self._auto_renew:
+            self._heartbeat.add(lease)
+
+    async def _release(self, call: Call[None], lease: Lease) -> None:
+        if self._auto_renew:
+            self._heartbeat.remove(lease)
+        try:
+            await arun(self._client, call)
+        finally:
+            if isinstance(self._heartbeat, AsyncHeartbeat):
+                await self._heartbeat.rest()
 
 
 class SyncDistributedLock:
-    """Blocking twin of ``DistributedLock``."""
+    """Blocking twin of ``DistributedLock``; ``on_lost`` is called from a thread of its own."""
 
     def __init__(
         self,
@@ -157,18 +263,25 @@ class SyncDistributedLock:
         ttl_seconds: Duration = 30,
         namespace: str = "qx",
         auto_renew: bool = False,
+        fair: bool = True,
+        min_hold_seconds: Duration = 0,
         holder: str = "",
+        on_lost: OnLost | None = None,
         heartbeat: Heartbeat | None = None,
         guarded: GuardedRun | None = None,
         owner_prefix: str = "",
     ) -> None:
         require_sync(client, "SyncDistributedLock")
         self._client = client
-        self._heartbeat = (heartbeat or Heartbeat(client)) if auto_renew else None
+        self._heartbeat = heartbeat or heartbeat_of(client)
+        self._auto_renew = auto_renew
+        self._on_lost = on_lost
         self._calls = LockCalls(
             name,
             ttl_seconds=ttl_seconds,
             namespace=namespace,
+            fair=fair,
+            min_hold_seconds=min_hold_seconds,
             holder=holder,
             guarded=guarded,
             owner_prefix=owner_prefix,
@@ -176,10 +289,7 @@ class SyncDistributedLock:
 
     def attempt(self) -> Attempt:
         """Blocking twin of ``DistributedLock.attempt``."""
-        outcome = run(self._client, self._calls.attempt())
-        if isinstance(outcome, Acquired) and self._heartbeat:
-            self._heartbeat.add(outcome.lease)
-        return outcome
+        return self._acquire(0)
 
     def try_acquire(self) -> Lease | None:
         """Blocking twin of ``DistributedLock.try_acquire``."""
@@ -188,25 +298,27 @@ class SyncDistributedLock:
 
     def acquire(self, wait_seconds: Duration | None = None) -> Lease:
         """Blocking twin of ``DistributedLock.acquire``."""
-        limit = self._calls.deadline(wait_seconds)
-        outcome = self.attempt()
-        for pause in pauses(limit):
-            if isinstance(outcome, Acquired):
-                break
-            time.sleep(pause)
-            outcome = self.attempt()
-        return settled(self._calls.name, limit, outcome)
+        limit = patience(wait_seconds)
+        return settled(self._calls.name, limit, self._acquire(limit))
 
     def release(self, *, ended: bool = True) -> None:
         """Blocking twin of ``DistributedLock.release``."""
-        call = self._calls.release(ended=ended)
-        if self._heartbeat:
-            self._heartbeat.remove(self._calls.held())
+        call, lease = self._calls.release(ended=ended), self._calls.held()
+        if self._auto_renew:
+            self._heartbeat.remove(lease)
         run(self._client, call)
 
     def extend(self, ttl_seconds: Duration | None = None) -> None:
         """Blocking twin of ``DistributedLock.extend``."""
         run(self._client, self._calls.extend(ttl_seconds))
+
+    def info(self) -> LockInfo:
+        """Blocking twin of ``DistributedLock.info``."""
+        return run(self._client, self._calls.info())
+
+    def release_lock(self, fence: int) -> bool:
+        """Blocking twin of ``DistributedLock.release_lock``."""
+        return run(self._client, self._calls.free(fence))
 
     @property
     def lease(self) -> Lease:
@@ -227,7 +339,51 @@ class SyncDistributedLock:
     ) -> None:
         try:
             self.release()
-        except LockNotHeldError as lost:
+        except (LockNotHeldError, StoreError) as failure:
             if error is None:
                 raise
-            error.add_note(str(lost))  # never masks what is already in flight
+            chained(error, failure)
+
+    def _acquire(self, limit: float) -> Attempt:
+        self._calls.begin()
+        try:
+            outcome = run(self._client, self._calls.ask(waiting=limit > 0))
+            if isinstance(outcome, Taken) and limit > 0:
+                outcome = self._wait(outcome, limit)
+        except StoreError:
+            self._calls.forget()
+            raise
+        except BaseException:
+            with suppress(StoreError):
+                run(self._client, self._calls.leave())
+            raise
+        if isinstance(outcome, Acquired):
+            self._begin(outcome.lease)
+        elif limit > 0:
+            run(self._client, self._calls.leave())
+        else:
+            self._calls.forget()
+        return outcome
+
+    def _wait(self, taken: Taken, limit: float) -> Attempt:
+        watch, deadline = self._calls.watch(), boottime() + limit
+        outcome: Attempt = taken
+        self._heartbeat.watch(watch, taken.remaining_seconds)
+        waiter = waiting_sibling(self._client)
+        try:
+            while isinstance(outcome, Taken) and (left := deadline - boottime()) > 0:
+                pause = min(left, LONGEST_BLOCK_SECONDS)
+                grant = block(waiter, self._calls.baton(pause), pause)
+                outcome = run(self._client, self._calls.ask(waiting=True, grant=grant))
+        finally:
+            self._heartbeat.remove(watch)
+        return outcome
+
+    def _begin(self, lease: Lease) -> None:
+        if self._on_lost is not None:
+            tell = self._on_lost
+            lease.when_lost(
+                lambda: Thread(target=tell, args=(lease,), name="qx-cache-on-lost", daemon=True).start()
+            )
+        if self._auto_renew:
+            self._heartbeat.add(lease)

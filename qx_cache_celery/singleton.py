@@ -53,7 +53,7 @@ class LockGuard:
         self._ttl = options.duration(app, "lock_ttl")
         self._interval = options.interval(app, self._ttl)
         self._policy = options.value(app, "on_store_error")
-        self._released = False
+        self._released = self._told = False
 
     def around(self, proceed: Proceed) -> Any:
         """Proceed under the lock; raise what ends any other delivery."""
@@ -112,7 +112,7 @@ class LockGuard:
             return proceed()
         except LeaseLost as error:
             ended = False
-            lost(run, self._key, str(error))
+            self._tell(error)
             raise delivery.Deferral("its lock was lost", self._key, insures=lease.fence) from error
         except Reject as reject:
             ended = not delivery.requeues(reject)
@@ -135,9 +135,15 @@ class LockGuard:
             insist(lambda: lock.release(ended=ended), patience_seconds=self._ttl)
         except LockNotHeldError as error:
             _log.error("task %s lost its lock during its run: %s", self._run.id, error)
-            lost(self._run, self._key, str(error))
+            self._tell(error)
         except StoreError as error:
             _log.warning("the lock of task %s is left to lapse: %s", self._run.id, error)
+
+    def _tell(self, error: BaseException) -> None:
+        """Tell once that the lock is gone."""
+        if not self._told:
+            self._told = True
+            lost(self._run, self._key, str(error))
 
 
 class SingletonTask(GuardedTask):

@@ -18,8 +18,8 @@ from qx_cache import (
     interval_for,
 )
 from qx_cache._call import Script
+from qx_cache._schedule import Schedule
 from qx_cache.embedded import start_server
-from qx_cache.heartbeat import Schedule
 from qx_cache.lease import Renewal
 
 
@@ -36,7 +36,7 @@ def clock():
 
 
 def lease_at(clock, ttl=10.0, name="l"):
-    renewal = Renewal(Script("renew"), b"k", ())
+    renewal = Renewal(Script("renew"), (b"k",), ())
     return Lease(name=name, fence=1, ttl_seconds=ttl, sent_at=clock(), renewal=renewal, clock=clock)
 
 

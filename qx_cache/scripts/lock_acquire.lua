@@ -1,26 +1,33 @@
--- Take a lock if it is free.
+-- Take a lock, or say who has it and perhaps join those who wait for it.
 --
--- KEYS[1]  lock        string: the token of the holder
--- KEYS[2]  fence       hash: f last fence, o last holder, r last released token
--- KEYS[3]  ended       string: highest retries with which this very run has ended (only for guarded runs)
+-- KEYS[1]  lock        string: the holder's token; "r:<grant>" while a released lock is reserved for who waits
+--                      longest; "k:<token>" while it is kept after its release (min_hold)
+-- KEYS[2]  fence       hash: f the last fence, o the holder, s since when (ms), r the last released token,
+--                      x the token of who left last
+-- KEYS[3]  waiting     sorted set: the token of each who waits, by the time (ms) until which that is believed
+-- KEYS[4]  baton       list of at most one grant, popped by who waits longest
+-- KEYS[5]  ended       retries of a run that has ended under this lock (only for guarded runs)
 --
--- ARGV[1]  token       of this attempt, made by the caller
+-- ARGV[1]  token       of this holder, made by the caller, new for each acquire
 -- ARGV[2]  ttl_ms      life of the lock without a renewal
--- ARGV[3]  holder      who takes it
--- ARGV[4]  memory_ms   how long the fence is remembered
--- ARGV[5]  retries     which attempt of the run this is
--- ARGV[6]  redelivery  "1": the run's message may have been delivered before
+-- ARGV[3]  holder      task id or label of who asks
+-- ARGV[4]  memory_ms   how long fence and last holder are remembered
+-- ARGV[5]  wait_ms     how long to be believed to wait when the lock is taken; "0": does not wait
+-- ARGV[6]  grant       what was popped from the baton; "" for none
+-- ARGV[7]  retries     which attempt of the guarded run this is
+-- ARGV[8]  redelivery  "1": the run may have been delivered before; an ended one is not run again
 --
 -- Replies
 --   {"acquired", fence}                     ours now, for ttl_ms
---   {"taken", remaining_ms, fence, holder}  another token holds it
---   {"ended", retries}                      this very run has ended before; nothing changed
+--   {"taken", remaining_ms, fence, holder}  another holds it, or it is reserved or kept
+--   {"ended", retries}                      this run has ended under the lock before
 --
 -- Safe to repeat: the same token gets "acquired" again, with the same fence and a fresh life.
 
-local lock, fence, ended = KEYS[1], KEYS[2], KEYS[3]
+local lock, fence, waiting, baton, ended = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local token, ttl_ms, holder, memory_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local retries, redelivery = tonumber(ARGV[5]), ARGV[6] == "1"
+local wait_ms, grant = tonumber(ARGV[5]), ARGV[6]
+local retries, redelivery = tonumber(ARGV[7]), ARGV[8] == "1"
 
 local held_by = redis.call("GET", lock)
 if held_by == token then
@@ -33,15 +40,29 @@ if ended and redelivery then
     return { "ended", before }
   end
 end
-if held_by then
+
+local time = redis.call("TIME")
+local now_ms = string.format("%.0f", time[1] * 1000 + math.floor(time[2] / 1000))
+local reserved_for = held_by and string.match(held_by, "^r:(.*)")
+if held_by and not (reserved_for and (reserved_for == grant or redis.call("LPOP", baton))) then
+  if wait_ms > 0 then
+    redis.call("ZADD", waiting, now_ms + wait_ms, token)
+    redis.call("PEXPIRE", waiting, wait_ms)
+  end
   local known = redis.call("HMGET", fence, "f", "o")
   return { "taken", redis.call("PTTL", lock), known[1] or "0", known[2] or "-" }
 end
 
-local time = redis.call("TIME")
-local last = tonumber(redis.call("HGET", fence, "f") or "0")
+local known = redis.call("HMGET", fence, "f", "x")
+if known[2] == token then
+  return { "taken", 0, known[1] or "0", "-" } -- who asks has left already
+end
+local last = tonumber(known[1] or "0")
 local next_fence = string.format("%.0f", math.max(last + 1, time[1] * 1000000 + time[2]))
-redis.call("HSET", fence, "f", next_fence, "o", holder)
+redis.call("HSET", fence, "f", next_fence, "o", holder, "s", now_ms)
 redis.call("PEXPIRE", fence, memory_ms)
-redis.call("SET", lock, token, "NX", "PX", ttl_ms)
+redis.call("SET", lock, token, "PX", ttl_ms)
+if wait_ms > 0 then
+  redis.call("ZREM", waiting, token)
+end
 return { "acquired", next_fence }

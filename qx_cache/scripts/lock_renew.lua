@@ -1,24 +1,24 @@
 #!lua flags=allow-oom
 -- Renew several locks in one call.
 --
--- KEYS[i]     lock i    see lock_acquire.lua
+-- KEYS     for each lock: lock and fence, see lock_acquire.lua
+-- ARGV     for each lock: token, ttl_ms, memory_ms
 --
--- ARGV[2i-1]  token i   of the holder
--- ARGV[2i]    ttl_ms i  life of the lock from now
+-- Replies  for each lock, in order
+--   "renewed"  it lives ttl_ms from now
+--   "lost"     it is not this token's any more; nothing changed, and nothing is created
 --
--- Reply: one word a lock
---   "renewed"  still ours, for ttl_ms
---   "lost"     another's, or gone
---
--- Safe to repeat. A renewal never creates a lock.
+-- Safe to repeat.
 
-local words = {}
-for i, lock in ipairs(KEYS) do
-  if redis.call("GET", lock) == ARGV[2 * i - 1] then
-    redis.call("PEXPIRE", lock, ARGV[2 * i])
-    words[i] = "renewed"
+local answers = {}
+for i = 1, #KEYS / 2 do
+  local lock, fence, token = KEYS[2 * i - 1], KEYS[2 * i], ARGV[3 * i - 2]
+  if redis.call("GET", lock) == token then
+    redis.call("PEXPIRE", lock, ARGV[3 * i - 1])
+    redis.call("PEXPIRE", fence, ARGV[3 * i])
+    answers[i] = "renewed"
   else
-    words[i] = "lost"
+    answers[i] = "lost"
   end
 end
-return words
+return answers
