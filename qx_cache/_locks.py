@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from typing import Any, Literal
+from urllib.parse import unquote
 
 from qx_cache._call import Arg, Call, Script, command, script_call, text, word
 from qx_cache._schedule import Watch
@@ -215,7 +216,7 @@ class LockCalls:
                 return LockInfo("free", waiters=int(reply[1]))
             state: Any = word(reply)
             remaining, since = max(0, int(reply[2])) / 1000, int(reply[5]) / 1000
-            return LockInfo(state, text(reply[4]), int(reply[3]), since, remaining, int(reply[1]))
+            return LockInfo(state, unquote(text(reply[4])), int(reply[3]), since, remaining, int(reply[1]))
 
         return script_call(INFO, self._keys[:3], (), parse)
 

@@ -189,10 +189,14 @@ class DistributedLock:
 
     async def _acquire(self, limit: float) -> Attempt:
         self._calls.begin()
+        task = asyncio.current_task()
+        cancellations = task.cancelling() if task else 0
         try:
             outcome = await arun(self._client, self._calls.ask(waiting=limit > 0))
             if isinstance(outcome, Taken) and limit > 0:
                 outcome = await self._wait(outcome, limit)
+            if task and task.cancelling() > cancellations:  # wait_for of Python 3.11, in redis-py, swallows some
+                raise asyncio.CancelledError  # noqa: TRY301  # ends as any other cancellation
         except StoreError:
             self._calls.forget()
             raise
@@ -210,21 +214,28 @@ class DistributedLock:
 
     async def _wait(self, taken: Taken, limit: float) -> Attempt:
         watch = self._calls.watch()
-        outcome: Attempt = taken
         self._heartbeat.watch(watch, taken.remaining_seconds)
         waiter = async_sibling(self._client, timeout_seconds=CONNECT_SECONDS)
         try:
             async with asyncio.timeout(None if limit == float("inf") else limit), self._turn():
-                while isinstance(outcome, Taken):
-                    call = self._calls.baton(LONGEST_BLOCK_SECONDS)
-                    grant = await ablock(waiter, call, LONGEST_BLOCK_SECONDS)
-                    outcome = await arun(self._client, self._calls.ask(waiting=True, grant=grant))
+                return await self._wait_for_baton(waiter)
         except TimeoutError:
             return taken
         finally:
             self._heartbeat.remove(watch)
-            await waiter.aclose(close_connection_pool=True)
-        return outcome
+            await asyncio.shield(self._rest(waiter))
+
+    async def _wait_for_baton(self, waiter: AsyncClient) -> Attempt:
+        while True:
+            grant = await ablock(waiter, self._calls.baton(LONGEST_BLOCK_SECONDS), LONGEST_BLOCK_SECONDS)
+            outcome = await arun(self._client, self._calls.ask(waiting=True, grant=grant))
+            if not isinstance(outcome, Taken):
+                return outcome
+
+    async def _rest(self, waiter: AsyncClient) -> None:
+        await waiter.aclose(close_connection_pool=True)
+        if isinstance(self._heartbeat, AsyncHeartbeat):
+            await self._heartbeat.rest()
 
     def _turn(self) -> asyncio.Lock:
         """The place of this wait among those of this client for the same lock: one connection waits for all."""

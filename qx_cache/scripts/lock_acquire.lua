@@ -30,9 +30,14 @@ local wait_ms, grant = tonumber(ARGV[5]), ARGV[6]
 local retries, redelivery = tonumber(ARGV[7]), ARGV[8] == "1"
 
 local held_by = redis.call("GET", lock)
+local known = redis.call("HMGET", fence, "f", "o", "x")
+local last = known[1] or "0"
 if held_by == token then
   redis.call("PEXPIRE", lock, ttl_ms)
-  return { "acquired", redis.call("HGET", fence, "f") or "0" }
+  return { "acquired", last }
+end
+if known[3] == token then
+  return { "taken", 0, last, "-" } -- who asks has left; only its command was still under way
 end
 if ended and redelivery then
   local before = tonumber(redis.call("GET", ended) or "-1")
@@ -49,15 +54,9 @@ if held_by and not (reserved_for and (reserved_for == grant or redis.call("LPOP"
     redis.call("ZADD", waiting, now_ms + wait_ms, token)
     redis.call("PEXPIRE", waiting, wait_ms)
   end
-  local known = redis.call("HMGET", fence, "f", "o")
-  return { "taken", redis.call("PTTL", lock), known[1] or "0", known[2] or "-" }
+  return { "taken", redis.call("PTTL", lock), last, known[2] or "-" }
 end
 
-local known = redis.call("HMGET", fence, "f", "x")
-if known[2] == token then
-  return { "taken", 0, known[1] or "0", "-" } -- who asks has left already
-end
-local last = tonumber(known[1] or "0")
 local next_fence = string.format("%.0f", math.max(last + 1, time[1] * 1000000 + time[2]))
 redis.call("HSET", fence, "f", next_fence, "o", holder, "s", now_ms)
 redis.call("PEXPIRE", fence, memory_ms)

@@ -15,8 +15,10 @@ local answers = {}
 for i = 1, #KEYS / 3 do
   local lock, waiting, baton = KEYS[3 * i - 2], KEYS[3 * i - 1], KEYS[3 * i]
   local token, wait_ms, reserve_ms = ARGV[3 * i - 2], ARGV[3 * i - 1], ARGV[3 * i]
-  redis.call("ZADD", waiting, string.format("%.0f", now_ms + wait_ms), token)
-  redis.call("PEXPIRE", waiting, wait_ms)
+  if redis.call("GET", lock) ~= token then -- it has come meanwhile
+    redis.call("ZADD", waiting, string.format("%.0f", now_ms + wait_ms), token)
+    redis.call("PEXPIRE", waiting, wait_ms)
+  end
   if redis.call("SET", lock, "r:" .. token, "NX", "PX", reserve_ms) then
     redis.call("DEL", baton)
     redis.call("RPUSH", baton, token)
