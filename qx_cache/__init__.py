@@ -47,6 +47,7 @@ from qx_cache.outcomes import (
     Interrupted,
     Mismatch,
     Outcome,
+    RecordInfo,
     Running,
     refuse,
 )
@@ -91,6 +92,7 @@ __all__ = [
     "LockTimeoutError",
     "Mismatch",
     "Outcome",
+    "RecordInfo",
     "RecordedFailureError",
     "ResultEncodingError",
     "ResultNotKeptError",

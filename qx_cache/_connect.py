@@ -21,7 +21,7 @@ SCHEMES = ("redis", "rediss", "unix", "redis+socket", "valkey", "valkeys", "embe
 _LATER = ("sentinel", "redis+sentinel", "redis-sentinel", "redis+cluster", "rediss+cluster")
 _CERT_REQS = {"CERT_NONE": "none", "CERT_OPTIONAL": "optional", "CERT_REQUIRED": "required"}
 _RETRIES = 3
-_CONNECT_SECONDS = 5.0
+CONNECT_SECONDS = 5.0
 _MANY = 2**31
 
 
@@ -80,7 +80,7 @@ def open_sync(settings: CacheSettings) -> SyncClient:
 
 def waiting_sibling(client: SyncClient) -> SyncClient:
     """A client for calls that the server answers late, with a connection for each that waits."""
-    return belonging(client, "waiting", lambda origin: sibling(origin, timeout_seconds=_CONNECT_SECONDS))
+    return belonging(client, "waiting", lambda origin: sibling(origin, timeout_seconds=CONNECT_SECONDS))
 
 
 def sibling(client: AnyClient, *, timeout_seconds: float) -> SyncClient:

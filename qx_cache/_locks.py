@@ -13,7 +13,6 @@ from qx_cache.lease import Lease, Renewal, boottime
 
 ACQUIRE, RELEASE, RENEW = Script("lock_acquire"), Script("lock_release"), Script("lock_renew")
 WATCH, LEAVE, FREE, INFO = Script("lock_watch"), Script("lock_leave"), Script("lock_free"), Script("lock_info")
-CONNECT_SECONDS = 5.0
 RESERVE_MS = 1000
 """How long a released lock is kept for who waits longest; that one may have died meanwhile."""
 WAIT_MS = 12_000
@@ -234,11 +233,6 @@ class LockCalls:
 
     def _renewal(self, token: str, ttl_ms: int) -> Renewal:
         return Renewal(RENEW, self._keys[:2], (token, ttl_ms, self._memory_ms))
-
-
-def patience(wait_seconds: Duration | None) -> float:
-    """How long to wait, in seconds; infinite for None."""
-    return float("inf") if wait_seconds is None else seconds(wait_seconds, "wait_seconds", at_least=0)
 
 
 def chained(error: BaseException, failure: BaseException) -> None:

@@ -1,24 +1,45 @@
 """Idempotency records as values: what each operation sends, and how its reply is read. No I/O here."""
 
 import json
+from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import unquote
 
 from qx_cache._call import Call, Script, command, script_call, text, word
-from qx_cache.codecs import Codec
+from qx_cache.codecs import Codec, packed, unpacked
 from qx_cache.durations import Duration, milliseconds, seconds
 from qx_cache.errors import (
     CacheValueError,
     ClaimLostError,
     CorruptRecordError,
+    InvalidValueError,
     RecordedFailureError,
     ResultNotKeptError,
 )
-from qx_cache.keys import Keyspace, default_holder, digest, holder_text, owner_token
+from qx_cache.keys import Keyspace, default_holder, digest, holder_text, name_of, owner_token
 from qx_cache.lease import Lease, Renewal, boottime
-from qx_cache.outcomes import Claimed, Corrupt, Done, Ended, Failed, Interrupted, Mismatch, Outcome, Running
+from qx_cache.outcomes import (
+    Claimed,
+    Corrupt,
+    Done,
+    Ended,
+    Failed,
+    Interrupted,
+    Mismatch,
+    Outcome,
+    RecordInfo,
+    Running,
+)
 
 CLAIM, FINISH, RENEW = Script("claim"), Script("finish"), Script("renew")
-ABANDON, FINALISE, PUT = Script("abandon"), Script("finalise"), Script("put")
+ABANDON, FINALISE, PUT, PEEK = Script("abandon"), Script("finalise"), Script("put"), Script("peek")
+WAIT_MS = 6000
+"""How long one who waits is believed to, from its last sign: longer than one wait at the server."""
+LONGEST_BLOCK_SECONDS = 5.0
+AFTER_THE_END_SECONDS = 0.01
+MAX_RESULT_BYTES = 1 << 20
+SCAN_KEYS = 200
+STATES = ("running", "lapsed", "done", "failed", "ended", "unknown")
 _HEADER_WORDS = 10
 
 
@@ -32,14 +53,22 @@ class Records:
         ttl_seconds: Duration,
         lease_seconds: Duration,
         codec: Codec,
+        max_result_bytes: int,
         owner_prefix: str,
     ) -> None:
+        if type(max_result_bytes) is not int or max_result_bytes < 1:
+            raise InvalidValueError(f"max_result_bytes must be a whole number above 0, not {max_result_bytes!r}")
         self._keys = Keyspace(namespace)
         self._ttl_ms = milliseconds(seconds(ttl_seconds, "ttl_seconds"))
         self._lease_seconds = seconds(lease_seconds, "lease_seconds", at_least=0.05)
         self._lease_ms = milliseconds(self._lease_seconds)
         self._codec = codec
+        self._max_result_bytes = max_result_bytes
         self._owner_prefix = owner_prefix
+
+    def keys(self, key: str) -> tuple[bytes, bytes, bytes]:
+        """Record, mark and wake list; see claim.lua."""
+        return self._keys.record(key), self._keys.waited(key), self._keys.wake(key)
 
     def claim(
         self,
@@ -50,12 +79,15 @@ class Records:
         retries: int,
         redelivery: bool,
         takeover: bool,
+        owner: str = "",
+        waiting: bool = False,
     ) -> Call[Outcome]:
-        record = self._keys.record(key)
-        owner = owner_token(self._owner_prefix)
-        holder = holder_text(holder) if holder else default_holder(owner)
+        keys = self.keys(key)
+        owner = owner or self.owner()
+        holder = _holder(holder, owner)
         given = "-" if fingerprint is None else digest(fingerprint.encode())
-        args = (owner, holder, given, self._lease_ms, self._ttl_ms, retries, int(redelivery), int(takeover))
+        wait_ms = WAIT_MS if waiting else 0
+        run_args = (self._lease_ms, self._ttl_ms, retries, int(redelivery), int(takeover), wait_ms)
         sent_at = boottime()
 
         def claimed(reply: Any) -> Claimed:
@@ -65,7 +97,7 @@ class Records:
                 fence=fence,
                 ttl_seconds=self._lease_seconds,
                 sent_at=sent_at,
-                renewal=Renewal(RENEW, (record,), (owner, self._lease_ms, self._ttl_ms)),
+                renewal=Renewal(RENEW, keys[:1], (owner, self._lease_ms, self._ttl_ms)),
                 lost_error=ClaimLostError,
             )
             over = int(reply[3]) == 1
@@ -74,7 +106,7 @@ class Records:
         def parse(reply: Any) -> Outcome:
             return claimed(reply) if word(reply) == "claimed" else self._other(key, given, reply)
 
-        return script_call(CLAIM, [record], args, parse)
+        return script_call(CLAIM, keys, (owner, holder, given, *run_args), parse)
 
     def finish(
         self,
@@ -95,14 +127,15 @@ class Records:
             claim.lease.end()
 
         args = (state, claim.owner, *said, ttl_ms, body)
-        return script_call(FINISH, [self._keys.record(claim.key)], args, parse)
+        return script_call(FINISH, self.keys(claim.key), args, parse)
 
     def complete(
         self, claim: Claimed, result: Any, *, kept: bool, finalised: bool, ttl: Duration | None
-    ) -> Call[None]:
-        body = self._codec.encode(result) if kept else b""
-        flags = f"{'f' if finalised else '-'}{'-' if kept else 'n'}--"
-        return self.finish(claim, "done", body, flags=flags, ttl=ttl)
+    ) -> tuple[Call[None], bool]:
+        """The call, and whether it keeps the result."""
+        flag, body = packed(self._codec, result, self._max_result_bytes) if kept else ("n", b"")
+        call = self.finish(claim, "done", body, flags=_flags(flag, finalised=finalised), ttl=ttl)
+        return call, flag != "n"
 
     def fail(self, claim: Claimed, error: BaseException, ttl: Duration | None) -> Call[None]:
         kind = f"{type(error).__module__}.{type(error).__qualname__}"
@@ -115,11 +148,20 @@ class Records:
             return word(reply) != "lost"
 
         args = (claim.owner, claim.holder, int(counted))
-        return script_call(ABANDON, [self._keys.record(claim.key)], args, parse)
+        return script_call(ABANDON, self.keys(claim.key), args, parse)
+
+    def owner(self) -> str:
+        """A new token for a claim."""
+        return owner_token(self._owner_prefix)
+
+    def undo(self, key: str, *, holder: str, owner: str) -> Call[None]:
+        """Hand a claim back whose answer never came."""
+        args = (owner, _holder(holder, owner), 0)
+        return script_call(ABANDON, self.keys(key), args, lambda _: None)
 
     def abandon_lost(self, key: str, *, holder: str, owner_prefix: str) -> Call[bool]:
         args = (owner_prefix, holder_text(holder), 1)
-        return script_call(ABANDON, [self._keys.record(key)], args, lambda reply: word(reply) == "abandoned")
+        return script_call(ABANDON, self.keys(key), args, lambda reply: word(reply) == "abandoned")
 
     def finalise(self, key: str, fence: int) -> Call[bool]:
         return script_call(FINALISE, [self._keys.record(key)], (fence,), lambda reply: word(reply) == "finalised")
@@ -138,15 +180,16 @@ class Records:
 
     def put(self, key: str, result: Any, *, ttl: Duration | None) -> Call[bool]:
         ttl_ms = self._ttl_ms if ttl is None else milliseconds(seconds(ttl, "ttl_seconds"))
-        owner = owner_token(self._owner_prefix)
-        args = (owner, default_holder(owner), ttl_ms, "f---", self._codec.encode(result))
+        owner = self.owner()
+        flag, body = packed(self._codec, result, self._max_result_bytes)
+        args = (owner, default_holder(owner), ttl_ms, _flags(flag, finalised=True), body)
 
         def parse(reply: Any) -> bool:
             if word(reply) == "corrupt":
                 raise CorruptRecordError(key, text(reply[1]))
             return word(reply) == "stored"
 
-        return script_call(PUT, [self._keys.record(key)], args, parse)
+        return script_call(PUT, self.keys(key), args, parse)
 
     def get(self, key: str, default: Any) -> Call[Any]:
         def parse(reply: bytes | None) -> Any:
@@ -162,9 +205,49 @@ class Records:
                 return default
             if words[6][1:2] == b"n":
                 raise ResultNotKeptError(key)
-            return self._codec.decode(body)
+            return unpacked(self._codec, words[6][2:3] == b"z", body)
 
         return command(parse, "GET", self._keys.record(key))
+
+    def peek(self, key: str, *, waiting: bool = False) -> Call[RecordInfo | None]:
+        return self._peek(key, self.keys(key)[:2], WAIT_MS if waiting else 0)
+
+    @staticmethod
+    def _peek(key: str, keys: Sequence[bytes], wait_ms: int = 0) -> Call[RecordInfo | None]:
+        def parse(reply: Any) -> RecordInfo | None:
+            if word(reply) == "absent":
+                return None
+            return _info(key, reply[1], now_ms=int(reply[2]))
+
+        return script_call(PEEK, keys, (wait_ms,), parse)
+
+    def wake(self, key: str, block_seconds: float) -> Call[None]:
+        """Wait for the end of a run that is waited for; the element stays for all others who wait."""
+        wake = self._keys.wake(key)
+        words = ("BLMOVE", wake, wake, "LEFT", "RIGHT", f"{block_seconds:.3f}")
+        return command(lambda _: None, *words)
+
+    def pattern(self) -> bytes:
+        """What all records of the namespace match, for SCAN."""
+        return self._keys.records()
+
+    def peeks(self, found: Sequence[bytes | str]) -> list[Call[RecordInfo | None]]:
+        """A look at each key that a scan has found."""
+        names = [name_of(key if isinstance(key, bytes) else key.encode()) for key in found]
+        keys = [(key,) if isinstance(key, bytes) else (key.encode(),) for key in found]
+        return [self._peek(name, key) for name, key in zip(names, keys, strict=True)]
+
+    @staticmethod
+    def wanted(state: str | None, older_than: Duration) -> Callable[[Any], list[RecordInfo]]:
+        """Sorts out what a scan is to show."""
+        if state is not None and state not in STATES:
+            raise InvalidValueError(f"state must be one of {', '.join(STATES)}, not {state!r}")
+        age = seconds(older_than, "older_than", at_least=0)
+        return lambda infos: [
+            info
+            for info in infos
+            if isinstance(info, RecordInfo) and state in {None, info.state} and info.age_seconds >= age
+        ]
 
     def _other(self, key: str, given: str, reply: Any) -> Outcome:  # noqa: PLR0911  # one a word
         name, rest = word(reply), reply[1:]
@@ -191,7 +274,7 @@ class Records:
         kept = flags[1] != "n"
         return Done(
             key=key,
-            result=self._codec.decode(rest[5]) if kept else None,
+            result=unpacked(self._codec, flags[2] == "z", rest[5]) if kept else None,
             kept=kept,
             finalised=flags[0] == "f",
             fence=int(rest[0]),
@@ -199,6 +282,39 @@ class Records:
             holder=text(rest[4]),
             age_seconds=int(rest[2]) / 1000,
         )
+
+
+def _holder(label: str, owner: str) -> str:
+    return holder_text(label) if label else default_holder(owner)
+
+
+def _flags(body_flag: str, *, finalised: bool) -> str:
+    kept, compressed = ("n", "-") if body_flag == "n" else ("-", body_flag)
+    return f"{'f' if finalised else '-'}{kept}{compressed}-"
+
+
+def _info(key: str, header: bytes, *, now_ms: int) -> RecordInfo:
+    words = header.decode(errors="replace").split(" ")
+    try:
+        version, state, fence, time_ms, attempt, retries, flags, _, holder, fingerprint = words
+        if version != "1":
+            raise CorruptRecordError(key, header[:60].decode(errors="replace"))
+        left = (int(time_ms) - now_ms) / 1000
+        return RecordInfo(
+            key=key,
+            state="lapsed" if state == "running" and left <= 0 else state,
+            fence=int(fence),
+            attempt=int(attempt),
+            retries=int(retries),
+            holder=unquote(holder),
+            fingerprint=fingerprint,
+            kept=flags[1] != "n",
+            finalised=flags[0] == "f",
+            remaining_seconds=left if state == "running" and left > 0 else 0.0,
+            age_seconds=max(0.0, -left),
+        )
+    except (ValueError, IndexError):
+        raise CorruptRecordError(key, header[:60].decode(errors="replace")) from None
 
 
 def _failure(key: str, body: bytes) -> RecordedFailureError:

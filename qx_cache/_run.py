@@ -12,7 +12,6 @@ from qx_cache._call import Call
 from qx_cache.errors import StoreError, StoreRefusedError, StoreUnavailableError, WrongClientError
 
 T = TypeVar("T")
-Words: TypeAlias = list[str]
 AsyncClient: TypeAlias = redis.asyncio.Redis
 SyncClient: TypeAlias = redis.Redis
 AnyClient: TypeAlias = redis.asyncio.Redis | redis.Redis
@@ -49,15 +48,15 @@ def run(client: SyncClient, call: Call[T]) -> T:
     return call.parse(reply)
 
 
-def run_many(client: SyncClient, calls: Sequence[Call[Words]]) -> list[Words | StoreError]:
-    """Perform all ``calls`` in one round trip; each has its own answer or its own error."""
+def run_many(client: SyncClient, calls: Sequence[Call[Any]]) -> list[Any]:
+    """Perform all ``calls`` in one round trip; each has its own answer or its own ``StoreError``."""
     replies = _pipelined(client, [call.first for call in calls])
     if unknown := _unknown(replies):
         _fill(replies, unknown, _pipelined(client, [calls[i].again for i in unknown]))
     return [_read(client, call, reply) for call, reply in zip(calls, replies, strict=True)]
 
 
-async def arun_many(client: AsyncClient, calls: Sequence[Call[Words]]) -> list[Words | StoreError]:
+async def arun_many(client: AsyncClient, calls: Sequence[Call[Any]]) -> list[Any]:
     """Asyncio twin of ``run_many``."""
     replies = await _apipelined(client, [call.first for call in calls])
     if unknown := _unknown(replies):
@@ -78,6 +77,10 @@ def block(client: SyncClient, call: Call[T], seconds: float) -> T:
             if connection.can_read(timeout=seconds + _PATIENCE_SECONDS):
                 return call.parse(connection.read_response(disable_decoding=True))
             raise StoreUnavailableError(call.operation, where(client), "no answer in time")  # noqa: TRY301  # also disconnects
+        except exceptions.ResponseError as error:
+            if not _is_unblocked(error):
+                raise
+            return call.parse(None)
         except BaseException:
             connection.disconnect()  # what it still brings belongs to nobody
             raise
@@ -94,6 +97,10 @@ async def ablock(client: AsyncClient, call: Call[T], seconds: float) -> T:
             await connection.send_command(*call.first)
             reply = await connection.read_response(disable_decoding=True, timeout=seconds + _PATIENCE_SECONDS)
             return call.parse(reply)
+        except exceptions.ResponseError as error:
+            if not _is_unblocked(error):
+                raise
+            return call.parse(None)
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
@@ -155,6 +162,11 @@ async def _apipelined(client: AsyncClient, commands: Sequence[tuple[Any, ...]]) 
         return [error] * len(commands)
 
 
+def _is_unblocked(error: exceptions.ResponseError) -> bool:
+    """A server that changes its role sends all who wait away: as good as a wake-up."""
+    return str(error).startswith("UNBLOCKED")
+
+
 def _unknown(replies: Sequence[Any]) -> list[int]:
     """Which calls the server did not know the script of: after a restart, a failover or SCRIPT FLUSH."""
     return [i for i, reply in enumerate(replies) if isinstance(reply, exceptions.NoScriptError)]
@@ -165,14 +177,14 @@ def _fill(replies: list[Any], places: Sequence[int], second: Sequence[Any]) -> N
         replies[i] = reply
 
 
-def _read(client: object, call: Call[Words], reply: Any) -> Words | StoreError:
+def _read(client: object, call: Call[Any], reply: Any) -> Any:
     try:
         with _translated(client, call.operation):
             if isinstance(reply, Exception):
                 raise reply
+            return call.parse(reply)
     except StoreError as error:
         return error
-    return call.parse(reply)
 
 
 @contextmanager

@@ -30,6 +30,11 @@ def seconds(value: Duration, name: str, *, at_least: float = 0.001) -> float:
     return float(number)
 
 
+def patience(wait_seconds: Duration | None) -> float:
+    """How long to wait, in seconds: 0 not at all, infinite for None."""
+    return math.inf if wait_seconds is None else seconds(wait_seconds, "wait_seconds", at_least=0)
+
+
 def milliseconds(value_seconds: float) -> int:
     """Whole milliseconds, at least one: what Redis takes."""
     return max(1, round(value_seconds * 1000))

@@ -277,13 +277,17 @@ def async_heartbeat_of(client: AsyncClient) -> AsyncHeartbeat:
 def renew(client: SyncClient, items: Sequence[Item]) -> list[Answer]:
     """Attend to all ``items`` in one round trip: a word each, or the error that hit its chunk."""
     groups = _groups(client, items)
-    return _spread(items, groups, run_many(client, [_schedule.chunk_call(group) for group in groups]))
+    calls = [_schedule.chunk_call(group) for group in groups]
+    replies: list[list[str] | StoreError] = run_many(client, calls)
+    return _spread(items, groups, replies)
 
 
 async def arenew(client: AsyncClient, items: Sequence[Item]) -> list[Answer]:
     """Asyncio twin of ``renew``."""
     groups = _groups(client, items)
-    return _spread(items, groups, await arun_many(client, [_schedule.chunk_call(group) for group in groups]))
+    calls = [_schedule.chunk_call(group) for group in groups]
+    replies: list[list[str] | StoreError] = await arun_many(client, calls)
+    return _spread(items, groups, replies)
 
 
 def _groups(client: AnyClient, items: Sequence[Item]) -> list[list[Item]]:

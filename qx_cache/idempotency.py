@@ -1,18 +1,21 @@
 """A store that remembers which work was claimed and what came of it, and its blocking twin."""
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
+from itertools import islice
 from typing import Any, TypeVar
 
-from qx_cache._pauses import pauses
-from qx_cache._records import Records
-from qx_cache._run import AsyncClient, SyncClient, arun, require_async, require_sync, run
+from qx_cache._call import Call
+from qx_cache._records import AFTER_THE_END_SECONDS, LONGEST_BLOCK_SECONDS, MAX_RESULT_BYTES, SCAN_KEYS, Records
+from qx_cache._run import AsyncClient, SyncClient, arun, arun_many, require_async, require_sync, run, run_many
+from qx_cache._waits import await_wake, wait_for_wake
 from qx_cache.codecs import Codec, JsonCodec
-from qx_cache.durations import Duration
-from qx_cache.errors import ResultEncodingError
-from qx_cache.heartbeat import Heartbeat, heartbeat_of
-from qx_cache.outcomes import Claimed, Done, Outcome, Running, refuse, replayed
+from qx_cache.durations import Duration, patience
+from qx_cache.errors import InProgressError, ResultEncodingError, StoreError
+from qx_cache.heartbeat import AsyncHeartbeat, Heartbeat, async_heartbeat_of, heartbeat_of
+from qx_cache.lease import boottime
+from qx_cache.outcomes import Claimed, Done, Outcome, RecordInfo, Running, refuse, replayed
 
 T = TypeVar("T")
 
@@ -31,7 +34,9 @@ class IdempotencyStore:
         lease_seconds: Life of a claim that nobody renews.
         namespace: First part of every key; change it to share a Redis.
         codec: Turns results into bytes and back; JSON by default.
-        heartbeat: Renews the leases of ``run``; one of the store's own by default.
+        max_result_bytes: Larger results are not kept: the record says that the work was done, and no more.
+            Those of 1 KiB and more are compressed where that pays.
+        heartbeat: Renews the leases of ``run``; one for all of the client by default.
         owner_prefix: Up to 6 characters that all owner tokens of this process begin with.
 
     Raises:
@@ -56,17 +61,19 @@ class IdempotencyStore:
         lease_seconds: Duration = 30,
         namespace: str = "qx",
         codec: Codec | None = None,
-        heartbeat: Heartbeat | None = None,
+        max_result_bytes: int = MAX_RESULT_BYTES,
+        heartbeat: AsyncHeartbeat | Heartbeat | None = None,
         owner_prefix: str = "",
     ) -> None:
         require_async(client, "IdempotencyStore")
         self._client = client
-        self._heartbeat = heartbeat or heartbeat_of(client)
+        self._heartbeat = heartbeat or async_heartbeat_of(client)
         self._records = Records(
             namespace=namespace,
             ttl_seconds=ttl_seconds,
             lease_seconds=lease_seconds,
             codec=codec or JsonCodec(),
+            max_result_bytes=max_result_bytes,
             owner_prefix=owner_prefix,
         )
 
@@ -79,6 +86,7 @@ class IdempotencyStore:
         retries: int = 0,
         redelivery: bool = False,
         takeover: bool = True,
+        wait_seconds: Duration | None = 0,
     ) -> Outcome:
         """Claim ``key``, or learn what became of it, in one round trip.
 
@@ -91,19 +99,29 @@ class IdempotencyStore:
             redelivery: This may be a second delivery: a run of this holder that has ended is reported as
                 ``Ended`` instead of being claimed anew.
             takeover: False: a lapsed claim is reported as ``Interrupted`` and not taken over.
+            wait_seconds: How long to wait while another holder is at work; None for as long as it takes. The
+                server wakes who waits; then the outcome is a result, or a claim, or ``Running`` when the time is
+                over.
 
         Raises:
             StoreError: Redis gave no usable answer; safe to repeat.
         """
-        call = self._records.claim(
-            key,
-            holder=holder,
-            fingerprint=fingerprint,
-            retries=retries,
-            redelivery=redelivery,
-            takeover=takeover,
-        )
-        return await arun(self._client, call)
+        limit = patience(wait_seconds)
+        deadline = boottime() + limit
+        said: dict[str, Any] = {
+            "holder": holder,
+            "fingerprint": fingerprint,
+            "retries": retries,
+            "redelivery": redelivery,
+            "takeover": takeover,
+            "waiting": limit > 0,
+        }
+        outcome = await self._claim(key, said)
+        while isinstance(outcome, Running) and (left := deadline - boottime()) > 0:
+            pause = min(left, outcome.remaining_seconds + AFTER_THE_END_SECONDS, LONGEST_BLOCK_SECONDS)
+            await self._await_wake(key, pause)
+            outcome = await self._claim(key, said)
+        return outcome
 
     async def renew(self, claim: Claimed) -> bool:
         """Give the claim a fresh lease; False when it is lost. A heartbeat does this for you."""
@@ -117,7 +135,7 @@ class IdempotencyStore:
         kept: bool = True,
         finalised: bool = True,
         ttl_seconds: Duration | None = None,
-    ) -> None:
+    ) -> bool:
         """Record ``result`` for later claims of the key. Safe to repeat; rebuilds a record that vanished.
 
         Args:
@@ -127,13 +145,17 @@ class IdempotencyStore:
             finalised: False: something is still to follow the result; see ``finalise``.
             ttl_seconds: How long it is replayed; the store's by default.
 
+        Returns:
+            False when the result was not kept: ``kept`` is False, or it is over ``max_result_bytes``.
+
         Raises:
             ClaimLostError: The claim was taken over; nothing was recorded.
             ResultEncodingError: The result has no bytes; nothing was sent.
             StoreError: Redis gave no usable answer; repeat it.
         """
-        call = self._records.complete(claim, result, kept=kept, finalised=finalised, ttl=ttl_seconds)
+        call, keeps = self._records.complete(claim, result, kept=kept, finalised=finalised, ttl=ttl_seconds)
         await arun(self._client, call)
+        return keeps
 
     async def fail(self, claim: Claimed, error: BaseException, *, ttl_seconds: Duration | None = None) -> None:
         """Record a failure for later claims: type path and message. Errors as ``complete``."""
@@ -181,6 +203,56 @@ class IdempotencyStore:
         """
         return await arun(self._client, self._records.get(key, default))
 
+    async def wait(self, key: str, default: Any = None, *, wait_seconds: Duration | None = None) -> Any:
+        """The result of ``key``, once the run that is under way has ended; never claims it.
+
+        Every waiter is woken by the server, none polls. Where no run is under way it returns at once.
+
+        Args:
+            key: The idempotency key.
+            default: What to return when there is no result: no run, or one that failed, was given up, or lapsed.
+            wait_seconds: How long to wait; None for as long as the run is alive.
+
+        Raises:
+            InProgressError: The run was still alive after ``wait_seconds``.
+            StoreError: Redis gave no usable answer; and the errors of ``get``.
+        """
+        deadline = boottime() + patience(wait_seconds)
+        info = await arun(self._client, self._records.peek(key, waiting=True))
+        while info is not None and info.state == "running":
+            left = deadline - boottime()
+            if left <= 0:
+                raise InProgressError(key, info.holder, info.remaining_seconds)
+            pause = min(left, info.remaining_seconds + AFTER_THE_END_SECONDS, LONGEST_BLOCK_SECONDS)
+            await self._await_wake(key, pause)
+            info = await arun(self._client, self._records.peek(key, waiting=True))
+        return await self.get(key, default)
+
+    async def peek(self, key: str) -> RecordInfo | None:
+        """The header of a record, without its result; None when there is none. Errors as ``get``."""
+        return await arun(self._client, self._records.peek(key))
+
+    async def scan(self, *, state: str | None = None, older_than: Duration = 0) -> AsyncIterator[RecordInfo]:
+        """Go through the records of the namespace, a few hundred keys at a time, without holding up the server.
+
+        Records that come or go meanwhile may be missed; one that this version cannot read is left out.
+
+        Args:
+            state: Only these; see ``RecordInfo.state``.
+            older_than: Only those whose run, or lease, ended at least so long ago.
+        """
+        wanted = self._records.wanted(state, older_than)
+        found = self._client.scan_iter(match=self._records.pattern(), count=SCAN_KEYS)
+        batch: list[Any] = []
+        async for name in found:
+            batch.append(name)
+            if len(batch) == SCAN_KEYS:
+                for info in wanted(await arun_many(self._client, self._records.peeks(batch))):
+                    yield info
+                batch = []
+        for info in wanted(await arun_many(self._client, self._records.peeks(batch))):
+            yield info
+
     async def set(self, key: str, result: Any, *, ttl_seconds: Duration | None = None) -> bool:
         """Store a result without a claim; the first caller wins.
 
@@ -195,7 +267,7 @@ class IdempotencyStore:
         function: Callable[..., Awaitable[T]],
         *args: Any,
         fingerprint: str | None = None,
-        wait_seconds: float | None = 10.0,
+        wait_seconds: Duration | None = 10.0,
         **kwargs: Any,
     ) -> T:
         """Run ``function(*args, **kwargs)`` once for ``key``, or return what it returned before.
@@ -218,12 +290,7 @@ class IdempotencyStore:
             ClaimLostError: The lease was lost meanwhile; the result was not recorded.
             StoreError: Redis gave no usable answer.
         """
-        outcome = await self.claim(key, fingerprint=fingerprint)
-        for pause in pauses(wait_seconds):
-            if not isinstance(outcome, Running):
-                break
-            await asyncio.sleep(pause)
-            outcome = await self.claim(key, fingerprint=fingerprint)
+        outcome = await self.claim(key, fingerprint=fingerprint, wait_seconds=wait_seconds)
         if isinstance(outcome, Done):
             return replayed(outcome)  # type: ignore[no-any-return]  # what function returned, as stored
         if not isinstance(outcome, Claimed):
@@ -242,6 +309,29 @@ class IdempotencyStore:
             return result
         finally:
             self._heartbeat.remove(outcome.lease)
+            if isinstance(self._heartbeat, AsyncHeartbeat):
+                await asyncio.shield(self._heartbeat.rest())
+
+    async def _claim(self, key: str, said: dict[str, Any]) -> Outcome:
+        """Claim; a cancelled claim is handed back."""
+        owner, task = self._records.owner(), asyncio.current_task()
+        cancellations = task.cancelling() if task else 0
+        try:
+            outcome = await arun(self._client, self._records.claim(key, owner=owner, **said))
+            if task and task.cancelling() > cancellations:  # wait_for of Python 3.11, in redis-py, swallows some
+                raise asyncio.CancelledError  # noqa: TRY301  # ends as any other cancellation
+        except asyncio.CancelledError:
+            with suppress(StoreError):
+                undo = self._records.undo(key, holder=said["holder"], owner=owner)
+                await asyncio.shield(arun(self._client, undo))
+            raise
+        return outcome
+
+    async def _await_wake(self, key: str, seconds: float) -> None:
+        def call(block_seconds: float) -> Call[None]:
+            return self._records.wake(key, block_seconds)
+
+        await await_wake(self._client, self._records.keys(key)[2], call, seconds)
 
     async def _complete_or_mark(self, claim: Claimed, result: Any) -> None:
         try:
@@ -262,6 +352,7 @@ class SyncIdempotencyStore:
         lease_seconds: Duration = 30,
         namespace: str = "qx",
         codec: Codec | None = None,
+        max_result_bytes: int = MAX_RESULT_BYTES,
         heartbeat: Heartbeat | None = None,
         owner_prefix: str = "",
     ) -> None:
@@ -273,6 +364,7 @@ class SyncIdempotencyStore:
             ttl_seconds=ttl_seconds,
             lease_seconds=lease_seconds,
             codec=codec or JsonCodec(),
+            max_result_bytes=max_result_bytes,
             owner_prefix=owner_prefix,
         )
 
@@ -285,17 +377,25 @@ class SyncIdempotencyStore:
         retries: int = 0,
         redelivery: bool = False,
         takeover: bool = True,
+        wait_seconds: Duration | None = 0,
     ) -> Outcome:
         """Blocking twin of ``IdempotencyStore.claim``."""
-        call = self._records.claim(
-            key,
-            holder=holder,
-            fingerprint=fingerprint,
-            retries=retries,
-            redelivery=redelivery,
-            takeover=takeover,
-        )
-        return run(self._client, call)
+        limit = patience(wait_seconds)
+        deadline = boottime() + limit
+        said: dict[str, Any] = {
+            "holder": holder,
+            "fingerprint": fingerprint,
+            "retries": retries,
+            "redelivery": redelivery,
+            "takeover": takeover,
+            "waiting": limit > 0,
+        }
+        outcome = run(self._client, self._records.claim(key, **said))
+        while isinstance(outcome, Running) and (left := deadline - boottime()) > 0:
+            pause = min(left, outcome.remaining_seconds + AFTER_THE_END_SECONDS, LONGEST_BLOCK_SECONDS)
+            self._wait_for_wake(key, pause)
+            outcome = run(self._client, self._records.claim(key, **said))
+        return outcome
 
     def renew(self, claim: Claimed) -> bool:
         """Blocking twin of ``IdempotencyStore.renew``."""
@@ -309,10 +409,11 @@ class SyncIdempotencyStore:
         kept: bool = True,
         finalised: bool = True,
         ttl_seconds: Duration | None = None,
-    ) -> None:
+    ) -> bool:
         """Blocking twin of ``IdempotencyStore.complete``."""
-        call = self._records.complete(claim, result, kept=kept, finalised=finalised, ttl=ttl_seconds)
+        call, keeps = self._records.complete(claim, result, kept=kept, finalised=finalised, ttl=ttl_seconds)
         run(self._client, call)
+        return keeps
 
     def fail(self, claim: Claimed, error: BaseException, *, ttl_seconds: Duration | None = None) -> None:
         """Blocking twin of ``IdempotencyStore.fail``."""
@@ -339,6 +440,30 @@ class SyncIdempotencyStore:
         """Blocking twin of ``IdempotencyStore.get``."""
         return run(self._client, self._records.get(key, default))
 
+    def wait(self, key: str, default: Any = None, *, wait_seconds: Duration | None = None) -> Any:
+        """Blocking twin of ``IdempotencyStore.wait``."""
+        deadline = boottime() + patience(wait_seconds)
+        info = run(self._client, self._records.peek(key, waiting=True))
+        while info is not None and info.state == "running":
+            left = deadline - boottime()
+            if left <= 0:
+                raise InProgressError(key, info.holder, info.remaining_seconds)
+            pause = min(left, info.remaining_seconds + AFTER_THE_END_SECONDS, LONGEST_BLOCK_SECONDS)
+            self._wait_for_wake(key, pause)
+            info = run(self._client, self._records.peek(key, waiting=True))
+        return self.get(key, default)
+
+    def peek(self, key: str) -> RecordInfo | None:
+        """Blocking twin of ``IdempotencyStore.peek``."""
+        return run(self._client, self._records.peek(key))
+
+    def scan(self, *, state: str | None = None, older_than: Duration = 0) -> Iterator[RecordInfo]:
+        """Blocking twin of ``IdempotencyStore.scan``."""
+        wanted = self._records.wanted(state, older_than)
+        found = self._client.scan_iter(match=self._records.pattern(), count=SCAN_KEYS)
+        while batch := list(islice(found, SCAN_KEYS)):
+            yield from wanted(run_many(self._client, self._records.peeks(batch)))
+
     def set(self, key: str, result: Any, *, ttl_seconds: Duration | None = None) -> bool:
         """Blocking twin of ``IdempotencyStore.set``."""
         return run(self._client, self._records.put(key, result, ttl=ttl_seconds))
@@ -349,16 +474,11 @@ class SyncIdempotencyStore:
         function: Callable[..., T],
         *args: Any,
         fingerprint: str | None = None,
-        wait_seconds: float | None = 10.0,
+        wait_seconds: Duration | None = 10.0,
         **kwargs: Any,
     ) -> T:
         """Blocking twin of ``IdempotencyStore.run``."""
-        outcome = self.claim(key, fingerprint=fingerprint)
-        for pause in pauses(wait_seconds):
-            if not isinstance(outcome, Running):
-                break
-            time.sleep(pause)
-            outcome = self.claim(key, fingerprint=fingerprint)
+        outcome = self.claim(key, fingerprint=fingerprint, wait_seconds=wait_seconds)
         if isinstance(outcome, Done):
             return replayed(outcome)  # type: ignore[no-any-return]  # what function returned, as stored
         if not isinstance(outcome, Claimed):
@@ -384,3 +504,6 @@ class SyncIdempotencyStore:
         except ResultEncodingError:
             self.complete(claim, None, kept=False)
             raise
+
+    def _wait_for_wake(self, key: str, seconds: float) -> None:
+        wait_for_wake(self._client, lambda block_seconds: self._records.wake(key, block_seconds), seconds)

@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 from dataclasses import dataclass
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from qx_cache.errors import InvalidValueError
 
@@ -80,6 +80,19 @@ class Keyspace:
         """The key of an idempotency record."""
         return self._key("idem", name)
 
+    def records(self) -> bytes:
+        """What the keys of all records match, and no others: a pattern for SCAN."""
+        start = re.sub(rb"([*?\[\]\\])", rb"\\\1", f"{_escaped(self.namespace)}:idem:{LAYOUT}:".encode())
+        return start + b"{*}"
+
+    def waited(self, name: str) -> bytes:
+        """The key of the mark that somebody waits for the end of a record's run."""
+        return self._key("idem", name) + b":m"
+
+    def wake(self, name: str) -> bytes:
+        """The key of the list that wakes who waits for the end of a record's run."""
+        return self._key("idem", name) + b":w"
+
     def lock(self, name: str) -> bytes:
         """The key whose value is the token of a lock's holder."""
         return self._key("lock", name)
@@ -121,3 +134,9 @@ def _require_text(value: object, what: str) -> None:
 
 def _escaped(text: str) -> str:
     return _UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", text)
+
+
+def name_of(key: bytes) -> str:
+    """The name that a key was made of; for a name that was too long ``~`` and its digest."""
+    tag = key[key.index(b"{") + 1 : key.index(b"}")]
+    return unquote(tag.decode())

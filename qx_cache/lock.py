@@ -9,9 +9,8 @@ from typing import Self
 from weakref import WeakValueDictionary
 
 from qx_cache._call import Call
-from qx_cache._connect import async_sibling, belonging, waiting_sibling
+from qx_cache._connect import CONNECT_SECONDS, async_sibling, belonging, waiting_sibling
 from qx_cache._locks import (
-    CONNECT_SECONDS,
     LONGEST_BLOCK_SECONDS,
     Acquired,
     Attempt,
@@ -20,11 +19,10 @@ from qx_cache._locks import (
     LockInfo,
     Taken,
     chained,
-    patience,
     settled,
 )
 from qx_cache._run import AsyncClient, SyncClient, ablock, arun, block, require_async, require_sync, run
-from qx_cache.durations import Duration
+from qx_cache.durations import Duration, patience
 from qx_cache.errors import LockNotHeldError, StoreError
 from qx_cache.heartbeat import AsyncHeartbeat, Heartbeat, async_heartbeat_of, heartbeat_of
 from qx_cache.lease import Lease, boottime

@@ -113,6 +113,28 @@ class Corrupt:
     header: str
 
 
+@dataclass(frozen=True, slots=True)
+class RecordInfo:
+    """The header of a record, as ``peek`` and ``scan`` give it: everything but the result."""
+
+    key: str
+    """The idempotency key; for one of more than 200 bytes ``~`` and its digest (where ``scan`` found it)."""
+    state: str
+    """``running``; ``lapsed``, whose lease ended without an end of the run; ``done``, ``failed``, ``ended``,
+    ``unknown``."""
+    fence: int
+    attempt: int
+    retries: int
+    holder: str
+    fingerprint: str
+    kept: bool
+    finalised: bool
+    remaining_seconds: float
+    """What is left of a live lease; else 0."""
+    age_seconds: float
+    """Since the run ended, or since its lease did; 0 while it is live."""
+
+
 Outcome = Claimed | Running | Done | Failed | Ended | Interrupted | Mismatch | Corrupt
 
 

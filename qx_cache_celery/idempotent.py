@@ -179,7 +179,7 @@ class RecordGuard:
             self._released = True
             self._record(claim, lambda: self._store.release(claim))
 
-    def _record(self, claim: Claimed, write: Callable[[], None]) -> None:
+    def _record(self, claim: Claimed, write: Callable[[], object]) -> None:
         """Write how the run ended. It has ended, so a store that stays away is logged and not raised."""
         try:
             insist(write, patience_seconds=self._lease_ttl)

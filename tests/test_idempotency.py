@@ -179,7 +179,7 @@ async def test_each_operation_repeated_after_a_lost_reply_is_recognised(world, s
     first, again = await world.perform(claim), await world.perform(claim)
     assert (first.fence, first.attempt, False) == (again.fence, again.attempt, again.takeover)
 
-    complete = records.complete(first, 7, kept=True, finalised=True, ttl=None)
+    complete, _ = records.complete(first, 7, kept=True, finalised=True, ttl=None)
     await world.perform(complete), await world.perform(complete)
     assert 7 == await store.get("k")
 

@@ -1,6 +1,7 @@
 """Waiting for the lock: in turn, woken and not polling, and with whatever goes wrong on the way."""
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -212,10 +213,14 @@ async def test_a_cancelled_wait_hands_its_turn_on(world, lock, raw, when):
     await asyncio.gather(first, return_exceptions=True)
 
 
+# redis-py leaves a connection open whose opening was cancelled
+@pytest.mark.filterwarnings(
+    "ignore:unclosed", "ignore:loop is closed", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 async def test_a_cancelled_acquire_leaves_no_lock_behind(world, lock):
     if world.kind == "sync":
         pytest.skip("a blocking acquire cannot be cancelled")
-    for pauses in range(12):  # cancelled at each point on its way
+    for pauses in range(100):  # cancelled at each point on its way
         acquiring = asyncio.create_task(lock().acquire())
         for _ in range(pauses):
             await asyncio.sleep(0)
@@ -227,6 +232,9 @@ async def test_a_cancelled_acquire_leaves_no_lock_behind(world, lock):
             await after.release()
         else:
             break
+    else:
+        pytest.fail("never came through")
+    gc.collect()
 
 
 async def test_a_cancelled_block_is_not_masked_by_a_lost_lock(world, raw):

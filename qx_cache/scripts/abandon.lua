@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- End a lease now, with nothing recorded: the next claim is a takeover.
 --
--- KEYS[1]  record   see claim.lua
+-- KEYS[1..3]        see claim.lua
 --
 -- ARGV[1]  owner    token of the claim, or the beginning of it that a dead process put before its tokens
 -- ARGV[2]  holder   holder of the claim
@@ -14,7 +14,7 @@
 --
 -- Safe to repeat: the second time says "again" and changes nothing.
 
-local record = KEYS[1]
+local record, waited, wake = KEYS[1], KEYS[2], KEYS[3]
 local owner, holder, counted = ARGV[1], ARGV[2], ARGV[3] == "1"
 
 local header = redis.call("GETRANGE", record, 0, 511)
@@ -39,4 +39,9 @@ header = table.concat({
   "1", state, fence, string.format("%.0f", now_ms), attempt, rest, s_owner, s_holder, fingerprint,
 }, " ")
 redis.call("SET", record, header .. "\n", "KEEPTTL")
+if redis.call("EXISTS", waited) == 1 then
+  redis.call("DEL", wake)
+  redis.call("RPUSH", wake, "1")
+  redis.call("PEXPIRE", wake, 5000)
+end
 return { "abandoned" }

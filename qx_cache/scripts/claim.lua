@@ -1,6 +1,9 @@
 -- Claim an idempotency key, or say what became of it.
 --
 -- KEYS[1]  record       "1 <state> <fence> <time_ms> <attempt> <retries> <flags> <owner> <holder> <fingerprint>\n<body>"
+-- KEYS[2]  waited       a mark: somebody waits for the end of the run
+-- KEYS[3]  wake         list of at most one element, pushed at the end of a run that is waited for; who waits
+--                       rotates it (BLMOVE onto itself), so that every one wakes and none polls
 --
 -- ARGV[1]  owner        token of this claim, made by the caller
 -- ARGV[2]  holder       task id or label of who claims
@@ -10,6 +13,7 @@
 -- ARGV[6]  retries      which attempt of the holder this is
 -- ARGV[7]  redelivery   "1": the message may have been delivered before; an ended run is not run again
 -- ARGV[8]  takeover     "1": a lapsed claim is taken over; "0": it is reported as interrupted
+-- ARGV[9]  wait_ms      how long to be believed to wait for a live claim; "0": does not wait
 --
 -- Replies
 --   {"claimed", fence, attempt, takeover}                         ours now, for lease_ms; takeover is 1 or 0
@@ -23,10 +27,11 @@
 -- Safe to repeat: the same owner gets "claimed" again, with the same fence and a fresh lease.
 -- No allow-oom: a claim refused for want of memory is safe, a completion refused is not.
 
-local record = KEYS[1]
+local record, waited, wake = KEYS[1], KEYS[2], KEYS[3]
 local owner, holder, fingerprint = ARGV[1], ARGV[2], ARGV[3]
 local lease_ms, keep_ms, retries = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local redelivery, takeover = ARGV[7] == "1", ARGV[8] == "1"
+local wait_ms = tonumber(ARGV[9])
 
 local time = redis.call("TIME")
 local now_us = time[1] * 1000000 + time[2]
@@ -54,6 +59,9 @@ if stored then
   elseif state == "done" or state == "failed" then
     return { state, fence_text, s_retries, now_ms - s_time, flags, s_holder, string.sub(stored, at) }
   elseif state == "running" and s_time > now_ms then
+    if wait_ms > 0 then
+      redis.call("SET", waited, "1", "PX", wait_ms)
+    end
     return { "running", s_time - now_ms, fence_text, s_retries, s_holder }
   elseif state == "running" and takeover then
     attempt, taken_over = s_attempt + 1, 1
@@ -79,4 +87,5 @@ local header = table.concat({
   attempt, retries, "----", owner, holder, fingerprint,
 }, " ")
 redis.call("SET", record, header .. "\n", "PX", lease_ms + keep_ms)
+redis.call("DEL", wake) -- the last run's; left over it would make who waits for this one spin
 return { "claimed", fence_text, attempt, taken_over }

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Record how a claimed run ended.
 --
--- KEYS[1]  record       see claim.lua
+-- KEYS[1..3]            see claim.lua
 --
 -- ARGV[1]  state        what the record says from now on: "done", "failed", "ended" or "unknown"
 -- ARGV[2]  owner        token of the claim
@@ -22,7 +22,7 @@
 -- Safe to repeat: the second time says "again" and changes nothing.
 -- allow-oom: the effect has happened, so its record must find room.
 
-local record = KEYS[1]
+local record, waited, wake = KEYS[1], KEYS[2], KEYS[3]
 local state, owner, fence, attempt, retries = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local flags, holder, fingerprint, ttl_ms, body = ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10]
 
@@ -45,4 +45,9 @@ local time = redis.call("TIME")
 local now_ms = string.format("%.0f", time[1] * 1000 + math.floor(time[2] / 1000))
 header = table.concat({ "1", state, fence, now_ms, attempt, retries, flags, owner, holder, fingerprint }, " ")
 redis.call("SET", record, header .. "\n" .. body, "PX", ttl_ms)
+if redis.call("EXISTS", waited) == 1 then
+  redis.call("DEL", wake)
+  redis.call("RPUSH", wake, "1")
+  redis.call("PEXPIRE", wake, 5000)
+end
 return { "stored" }

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Store a result where there is none: the first caller wins.
 --
--- KEYS[1]  record  see claim.lua
+-- KEYS[1..3]       see claim.lua
 --
 -- ARGV[1]  owner   token of this call, made by the caller
 -- ARGV[2]  holder  label of the caller
@@ -16,7 +16,7 @@
 --
 -- Safe to repeat: the same owner gets "stored" again.
 
-local record = KEYS[1]
+local record, waited, wake = KEYS[1], KEYS[2], KEYS[3]
 local owner, holder, ttl_ms, flags, body = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 
 local time = redis.call("TIME")
@@ -46,4 +46,9 @@ header = table.concat({
   "1", "done", string.format("%.0f", fence), string.format("%.0f", now_ms), "1", "0", flags, owner, holder, "-",
 }, " ")
 redis.call("SET", record, header .. "\n" .. body, "PX", ttl_ms)
+if redis.call("EXISTS", waited) == 1 then
+  redis.call("DEL", wake)
+  redis.call("RPUSH", wake, "1")
+  redis.call("PEXPIRE", wake, 5000)
+end
 return { "stored" }
