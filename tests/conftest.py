@@ -64,6 +64,12 @@ async def world(request, qx_redis_url, qx_namespace):
 
 
 @pytest.fixture
+def world_of():
+    """Makes a world of a client that a test has made itself."""
+    return World
+
+
+@pytest.fixture
 def raw(qx_redis_url):
     with redis.Redis.from_url(qx_redis_url) as client:
         yield client
