@@ -51,6 +51,7 @@ from qx_cache.outcomes import (
     Running,
     refuse,
 )
+from qx_cache.preflight import Finding, diagnose, diagnose_sync
 from qx_cache.settings import CacheSettings
 
 __all__ = [
@@ -72,6 +73,7 @@ __all__ = [
     "EmbeddedServerError",
     "Ended",
     "Failed",
+    "Finding",
     "GuardedRun",
     "Heartbeat",
     "IdempotencyError",
@@ -108,6 +110,8 @@ __all__ = [
     "WrongClientError",
     "create_client",
     "create_sync_client",
+    "diagnose",
+    "diagnose_sync",
     "digest",
     "holder_text",
     "interval_for",

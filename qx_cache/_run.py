@@ -108,24 +108,29 @@ async def ablock(client: AsyncClient, call: Call[T], seconds: float) -> T:
             await pool.release(connection)
 
 
-def require_async(client: object, user: str) -> None:
+def require_async(client: object, user: str, twin: str = "") -> None:
     """Refuse a client that cannot be awaited.
 
     Raises:
         WrongClientError: Names ``user`` and its twin.
     """
     if not isinstance(client, redis.asyncio.Redis):
-        raise WrongClientError(user, "redis.asyncio.Redis", _type_name(client), f"Sync{user}")
+        raise WrongClientError(user, "redis.asyncio.Redis", _type_name(client), twin or f"Sync{user}")
 
 
-def require_sync(client: object, user: str) -> None:
+def require_sync(client: object, user: str, twin: str = "") -> None:
     """Refuse a client that has to be awaited.
 
     Raises:
         WrongClientError: Names ``user`` and its twin.
     """
     if not isinstance(client, redis.Redis):
-        raise WrongClientError(user, "redis.Redis", _type_name(client), user.removeprefix("Sync"))
+        raise WrongClientError(user, "redis.Redis", _type_name(client), twin or user.removeprefix("Sync"))
+
+
+def most_connections(client: AnyClient) -> int:
+    """How many connections the pool of ``client`` opens at most."""
+    return int(client.connection_pool.max_connections)
 
 
 def is_cluster(client: object) -> bool:
