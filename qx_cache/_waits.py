@@ -19,10 +19,12 @@ async def await_wake(client: AsyncClient, name: bytes, make_call: MakeCall, seco
     """Asyncio twin of ``wait_for_wake``: all tasks that wait for ``name`` share one connection."""
     under_way: dict[bytes, asyncio.Task[None]] = belonging(client, "wakes", lambda _: {})
     task = under_way.get(name)
+    timeout: float | None = seconds
     if task is None or task.done() or task.get_loop() is not asyncio.get_running_loop():
         task = under_way[name] = asyncio.create_task(_block(client, make_call, seconds))
+        timeout = None  # it ends in time by itself
         task.add_done_callback(lambda done: under_way.pop(name) if under_way.get(name) is done else None)
-    await asyncio.wait({task}, timeout=seconds)  # who gives up leaves it to the others
+    await asyncio.wait({task}, timeout=timeout)  # who gives up leaves it to the others
     if task.done():
         task.result()
 
