@@ -48,6 +48,11 @@ class Call(Generic[T]):
     again: tuple[Arg, ...]
     parse: Callable[[Any], T]
 
+    @property
+    def key(self) -> Any:
+        """Its first key, by which a client of a cluster finds the node."""
+        return self.first[3] if self.first[0] == "EVALSHA" else self.first[1]
+
 
 def script_call(script: Script, keys: Sequence[bytes], args: Sequence[Arg], parse: Callable[[Any], T]) -> Call[T]:
     """A script: by its hash, and by its text where the server does not know the hash."""

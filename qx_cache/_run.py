@@ -1,6 +1,6 @@
-"""The two executors, and the only place that waits for Redis: ``arun``, ``run`` and ``run_many``."""
+"""The two executors, ``arun`` and ``run``, and what waits at the server: ``ablock`` and ``block``."""
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -9,7 +9,7 @@ import redis.asyncio
 from redis import exceptions
 
 from qx_cache._call import Call
-from qx_cache.errors import StoreError, StoreRefusedError, StoreUnavailableError, WrongClientError
+from qx_cache.errors import StoreRefusedError, StoreUnavailableError, WrongClientError
 
 T = TypeVar("T")
 AsyncClient: TypeAlias = redis.asyncio.Redis
@@ -17,51 +17,38 @@ SyncClient: TypeAlias = redis.Redis
 AnyClient: TypeAlias = redis.asyncio.Redis | redis.Redis
 
 _PATIENCE_SECONDS = 2.0
-_RAW = {"NEVER_DECODE": True}  # bytes, whatever the client decodes
+RAW = {"NEVER_DECODE": True}
+"""With it redis-py returns bytes, whatever the client decodes."""
+_DEFAULT_CONNECTIONS = 100
 _PASSING = (  # error replies of a server that is not ready: as good as no answer
     exceptions.ReadOnlyError,
     exceptions.ClusterDownError,
     exceptions.MasterDownError,
     exceptions.TryAgainError,
+    exceptions.AskError,
 )
 
 
 async def arun(client: AsyncClient, call: Call[T]) -> T:
     """Perform ``call`` and read its reply."""
     send = cast("Callable[..., Awaitable[Any]]", client.execute_command)
-    with _translated(client, call.operation):
+    with translated(client, call.operation):
         try:
-            reply = await send(*call.first, **_RAW)
+            reply = await send(*call.first, **RAW)
         except exceptions.NoScriptError:
-            reply = await send(*call.again, **_RAW)
+            reply = await send(*call.again, **RAW)
     return call.parse(reply)
 
 
 def run(client: SyncClient, call: Call[T]) -> T:
     """Blocking twin of ``arun``."""
     send: Callable[..., Any] = client.execute_command
-    with _translated(client, call.operation):
+    with translated(client, call.operation):
         try:
-            reply = send(*call.first, **_RAW)
+            reply = send(*call.first, **RAW)
         except exceptions.NoScriptError:
-            reply = send(*call.again, **_RAW)
+            reply = send(*call.again, **RAW)
     return call.parse(reply)
-
-
-def run_many(client: SyncClient, calls: Sequence[Call[Any]]) -> list[Any]:
-    """Perform all ``calls`` in one round trip; each has its own answer or its own ``StoreError``."""
-    replies = _pipelined(client, [call.first for call in calls])
-    if unknown := _unknown(replies):
-        _fill(replies, unknown, _pipelined(client, [calls[i].again for i in unknown]))
-    return [_read(client, call, reply) for call, reply in zip(calls, replies, strict=True)]
-
-
-async def arun_many(client: AsyncClient, calls: Sequence[Call[Any]]) -> list[Any]:
-    """Asyncio twin of ``run_many``."""
-    replies = await _apipelined(client, [call.first for call in calls])
-    if unknown := _unknown(replies):
-        _fill(replies, unknown, await _apipelined(client, [calls[i].again for i in unknown]))
-    return [_read(client, call, reply) for call, reply in zip(calls, replies, strict=True)]
 
 
 def block(client: SyncClient, call: Call[T], seconds: float) -> T:
@@ -70,7 +57,7 @@ def block(client: SyncClient, call: Call[T], seconds: float) -> T:
     A server that says nothing for two seconds more is taken for gone.
     """
     pool: Any = client.connection_pool
-    with _translated(client, call.operation):
+    with translated(client, call.operation):
         connection = pool.get_connection()
         try:
             connection.send_command(*call.first)
@@ -91,7 +78,7 @@ def block(client: SyncClient, call: Call[T], seconds: float) -> T:
 async def ablock(client: AsyncClient, call: Call[T], seconds: float) -> T:
     """Asyncio twin of ``block``."""
     pool: Any = client.connection_pool
-    with _translated(client, call.operation):
+    with translated(client, call.operation):
         connection = await pool.get_connection()
         try:
             await connection.send_command(*call.first)
@@ -108,92 +95,9 @@ async def ablock(client: AsyncClient, call: Call[T], seconds: float) -> T:
             await pool.release(connection)
 
 
-def require_async(client: object, user: str, twin: str = "") -> None:
-    """Refuse a client that cannot be awaited.
-
-    Raises:
-        WrongClientError: Names ``user`` and its twin.
-    """
-    if not isinstance(client, redis.asyncio.Redis):
-        raise WrongClientError(user, "redis.asyncio.Redis", _type_name(client), twin or f"Sync{user}")
-
-
-def require_sync(client: object, user: str, twin: str = "") -> None:
-    """Refuse a client that has to be awaited.
-
-    Raises:
-        WrongClientError: Names ``user`` and its twin.
-    """
-    if not isinstance(client, redis.Redis):
-        raise WrongClientError(user, "redis.Redis", _type_name(client), twin or user.removeprefix("Sync"))
-
-
-def most_connections(client: AnyClient) -> int:
-    """How many connections the pool of ``client`` opens at most."""
-    return int(client.connection_pool.max_connections)
-
-
-def is_cluster(client: object) -> bool:
-    """True for a client of a cluster, where the keys of one call must share a slot."""
-    return isinstance(client, redis.RedisCluster | redis.asyncio.RedisCluster)
-
-
-def where(client: object) -> str:
-    """Host and port or socket path of a client; never its password."""
-    pool = getattr(client, "connection_pool", None)
-    known: dict[str, Any] = getattr(pool, "connection_kwargs", {})
-    return str(known["path"]) if known.get("path") else f"{known.get('host', '?')}:{known.get('port', '?')}"
-
-
-def _pipelined(client: SyncClient, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-    pipeline = client.pipeline(transaction=False)
-    queue: Callable[..., Any] = pipeline.execute_command
-    try:
-        for words in commands:
-            queue(*words, **_RAW)
-        return list(pipeline.execute(raise_on_error=False))
-    except (exceptions.RedisError, OSError) as error:
-        return [error] * len(commands)
-
-
-async def _apipelined(client: AsyncClient, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-    pipeline = client.pipeline(transaction=False)
-    queue: Callable[..., Any] = pipeline.execute_command
-    try:
-        for words in commands:
-            queue(*words, **_RAW)
-        return list(await pipeline.execute(raise_on_error=False))
-    except (exceptions.RedisError, OSError) as error:
-        return [error] * len(commands)
-
-
-def _is_unblocked(error: exceptions.ResponseError) -> bool:
-    """A server that changes its role sends all who wait away: as good as a wake-up."""
-    return str(error).startswith("UNBLOCKED")
-
-
-def _unknown(replies: Sequence[Any]) -> list[int]:
-    """Which calls the server did not know the script of: after a restart, a failover or SCRIPT FLUSH."""
-    return [i for i, reply in enumerate(replies) if isinstance(reply, exceptions.NoScriptError)]
-
-
-def _fill(replies: list[Any], places: Sequence[int], second: Sequence[Any]) -> None:
-    for i, reply in zip(places, second, strict=True):
-        replies[i] = reply
-
-
-def _read(client: object, call: Call[Any], reply: Any) -> Any:
-    try:
-        with _translated(client, call.operation):
-            if isinstance(reply, Exception):
-                raise reply
-            return call.parse(reply)
-    except StoreError as error:
-        return error
-
-
 @contextmanager
-def _translated(client: object, operation: str) -> Iterator[None]:
+def translated(client: object, operation: str) -> Iterator[None]:
+    """Turn errors of redis-py into those of this package, which name the server and no password."""
     try:
         yield
     except _PASSING as error:
@@ -204,6 +108,61 @@ def _translated(client: object, operation: str) -> Iterator[None]:
         raise StoreRefusedError(operation, where(client), str(error)) from error
     except (exceptions.RedisError, OSError) as error:
         raise StoreUnavailableError(operation, where(client), str(error) or type(error).__name__) from error
+
+
+def require_async(client: object, user: str, twin: str = "") -> None:
+    """Refuse a client that cannot be awaited.
+
+    Raises:
+        WrongClientError: Names ``user`` and its twin.
+    """
+    if not isinstance(client, redis.asyncio.Redis | redis.asyncio.RedisCluster):
+        raise WrongClientError(user, "redis.asyncio.Redis", _type_name(client), twin or f"Sync{user}")
+
+
+def require_sync(client: object, user: str, twin: str = "") -> None:
+    """Refuse a client that has to be awaited.
+
+    Raises:
+        WrongClientError: Names ``user`` and its twin.
+    """
+    if not isinstance(client, redis.Redis | redis.RedisCluster):
+        raise WrongClientError(user, "redis.Redis", _type_name(client), twin or user.removeprefix("Sync"))
+
+
+def most_connections(client: AnyClient) -> int:
+    """How many connections ``client`` opens at most, to each node."""
+    if isinstance(client, redis.RedisCluster):
+        return int(client.nodes_manager.connection_kwargs.get("max_connections") or _DEFAULT_CONNECTIONS)
+    if isinstance(client, redis.asyncio.RedisCluster):
+        return int(client.connection_kwargs["max_connections"])
+    return int(client.connection_pool.max_connections)
+
+
+def is_cluster(client: object) -> bool:
+    """True for a client of a cluster, where the keys of one call must share a slot."""
+    return isinstance(client, redis.RedisCluster | redis.asyncio.RedisCluster)
+
+
+def where(client: Any) -> str:
+    """Host and port or socket path of a client; never its password. What is text already stays as it is."""
+    if isinstance(client, str):
+        return client
+    if is_cluster(client):
+        return ", ".join(client.nodes_manager.startup_nodes)
+    pool: Any = getattr(client, "connection_pool", None)
+    if manager := getattr(pool, "sentinel_manager", None):
+        asked = [sentinel.connection_pool.connection_kwargs for sentinel in manager.sentinels]
+        return f"{getattr(pool, 'service_name', '')} of " + ", ".join(
+            f"{one['host']}:{one['port']}" for one in asked
+        )
+    known: dict[str, Any] = getattr(pool, "connection_kwargs", {})
+    return str(known["path"]) if known.get("path") else f"{known.get('host', '?')}:{known.get('port', '?')}"
+
+
+def _is_unblocked(error: exceptions.ResponseError) -> bool:
+    """A server that changes its role, or gives a slot away, sends all who wait away: as good as a wake-up."""
+    return isinstance(error, exceptions.AskError) or str(error).startswith("UNBLOCKED")
 
 
 def _type_name(client: object) -> str:

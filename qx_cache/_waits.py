@@ -1,18 +1,34 @@
-"""Waiting at the server for a wake-up: with a connection for each thread, or one for all tasks of a loop."""
+"""Waiting at the server: with a connection for each thread, or one for all tasks of a loop."""
 
 import asyncio
 from collections.abc import Callable
+from typing import TypeVar
 
 from qx_cache._call import Call
-from qx_cache._connect import CONNECT_SECONDS, async_sibling, belonging, waiting_sibling
+from qx_cache._connect import async_waiting_client, belonging, waiting_client
 from qx_cache._run import AsyncClient, SyncClient, ablock, block
 
+T = TypeVar("T")
 MakeCall = Callable[[float], Call[None]]
+
+
+def wait_at_server(client: SyncClient, call: Call[T], seconds: float) -> T:
+    """Perform a ``call`` that the server answers after ``seconds`` at the latest."""
+    return block(waiting_client(client, call.key), call, seconds)
+
+
+async def await_at_server(client: AsyncClient, call: Call[T], seconds: float) -> T:
+    """Asyncio twin of ``wait_at_server``, on a connection that is closed again."""
+    waiter = async_waiting_client(client, call.key)
+    try:
+        return await ablock(waiter, call, seconds)
+    finally:
+        await asyncio.shield(waiter.aclose(close_connection_pool=True))
 
 
 def wait_for_wake(client: SyncClient, make_call: MakeCall, seconds: float) -> None:
     """Block until the wake list of ``make_call(seconds)`` has an element, for ``seconds`` at most."""
-    block(waiting_sibling(client), make_call(seconds), seconds)
+    wait_at_server(client, make_call(seconds), seconds)
 
 
 async def await_wake(client: AsyncClient, name: bytes, make_call: MakeCall, seconds: float) -> None:
@@ -21,17 +37,9 @@ async def await_wake(client: AsyncClient, name: bytes, make_call: MakeCall, seco
     task = under_way.get(name)
     timeout: float | None = seconds
     if task is None or task.done() or task.get_loop() is not asyncio.get_running_loop():
-        task = under_way[name] = asyncio.create_task(_block(client, make_call, seconds))
+        task = under_way[name] = asyncio.create_task(await_at_server(client, make_call(seconds), seconds))
         timeout = None  # it ends in time by itself
         task.add_done_callback(lambda done: under_way.pop(name) if under_way.get(name) is done else None)
     await asyncio.wait({task}, timeout=timeout)  # who gives up leaves it to the others
     if task.done():
         task.result()
-
-
-async def _block(client: AsyncClient, make_call: MakeCall, seconds: float) -> None:
-    waiter = async_sibling(client, timeout_seconds=CONNECT_SECONDS)
-    try:
-        await ablock(waiter, make_call(seconds), seconds)
-    finally:
-        await waiter.aclose(close_connection_pool=True)

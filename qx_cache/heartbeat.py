@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from qx_cache import _schedule
 from qx_cache._connect import async_sibling, belonging, sibling
-from qx_cache._run import AnyClient, AsyncClient, SyncClient, arun_many, is_cluster, run_many
+from qx_cache._many import arun_many, run_many
+from qx_cache._run import AnyClient, AsyncClient, SyncClient, is_cluster
 from qx_cache._schedule import Answer, Item, Schedule, Watch, interval_for
 from qx_cache.durations import Duration
 from qx_cache.errors import StoreError
@@ -122,11 +123,22 @@ class Heartbeat:
                     if client is not None:
                         client.close()
                     timeout = self._timeout
-                    client = sibling(self._origin, timeout_seconds=timeout)
-                self._beat(client, due)
+                    client = self._opened(due)
+                if client is not None:
+                    self._beat(client, due)
         finally:
             if client is not None:
                 client.close()
+
+    def _opened(self, due: Sequence[Item]) -> SyncClient | None:
+        """The client for beats; None when a cluster cannot be reached now, which is an answer to all ``due``."""
+        try:
+            return sibling(self._origin, timeout_seconds=self._timeout)
+        except StoreError as error:
+            now = self._clock()
+            with self._wake:
+                _note(self._schedule, due, [error] * len(due), now, now)
+            return None
 
     def _wait(self) -> list[Item] | None:
         """Sleep until something is due; None when told to stop, or idle for long."""

@@ -7,8 +7,9 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from qx_cache._call import Call
+from qx_cache._many import arun_many, run_many
 from qx_cache._records import AFTER_THE_END_SECONDS, LONGEST_BLOCK_SECONDS, MAX_RESULT_BYTES, SCAN_KEYS, Records
-from qx_cache._run import AsyncClient, SyncClient, arun, arun_many, require_async, require_sync, run, run_many
+from qx_cache._run import AsyncClient, SyncClient, arun, require_async, require_sync, run
 from qx_cache._waits import await_wake, wait_for_wake
 from qx_cache.codecs import Codec, JsonCodec
 from qx_cache.durations import Duration, patience

@@ -9,7 +9,7 @@ from typing import Self
 from weakref import WeakValueDictionary
 
 from qx_cache._call import Call
-from qx_cache._connect import CONNECT_SECONDS, async_sibling, belonging, waiting_sibling
+from qx_cache._connect import belonging
 from qx_cache._locks import (
     LONGEST_BLOCK_SECONDS,
     Acquired,
@@ -21,7 +21,8 @@ from qx_cache._locks import (
     chained,
     settled,
 )
-from qx_cache._run import AsyncClient, SyncClient, ablock, arun, block, require_async, require_sync, run
+from qx_cache._run import AsyncClient, SyncClient, arun, require_async, require_sync, run
+from qx_cache._waits import await_at_server, wait_at_server
 from qx_cache.durations import Duration, patience
 from qx_cache.errors import LockNotHeldError, StoreError
 from qx_cache.heartbeat import AsyncHeartbeat, Heartbeat, async_heartbeat_of, heartbeat_of
@@ -213,25 +214,24 @@ class DistributedLock:
     async def _wait(self, taken: Taken, limit: float) -> Attempt:
         watch = self._calls.watch()
         self._heartbeat.watch(watch, taken.remaining_seconds)
-        waiter = async_sibling(self._client, timeout_seconds=CONNECT_SECONDS)
         try:
             async with asyncio.timeout(None if limit == float("inf") else limit), self._turn():
-                return await self._wait_for_baton(waiter)
+                return await self._wait_for_baton()
         except TimeoutError:
             return taken
         finally:
             self._heartbeat.remove(watch)
-            await asyncio.shield(self._rest(waiter))
+            await asyncio.shield(self._rest())
 
-    async def _wait_for_baton(self, waiter: AsyncClient) -> Attempt:
+    async def _wait_for_baton(self) -> Attempt:
         while True:
-            grant = await ablock(waiter, self._calls.baton(LONGEST_BLOCK_SECONDS), LONGEST_BLOCK_SECONDS)
+            call = self._calls.baton(LONGEST_BLOCK_SECONDS)
+            grant = await await_at_server(self._client, call, LONGEST_BLOCK_SECONDS)
             outcome = await arun(self._client, self._calls.ask(waiting=True, grant=grant))
             if not isinstance(outcome, Taken):
                 return outcome
 
-    async def _rest(self, waiter: AsyncClient) -> None:
-        await waiter.aclose(close_connection_pool=True)
+    async def _rest(self) -> None:
         if isinstance(self._heartbeat, AsyncHeartbeat):
             await self._heartbeat.rest()
 
@@ -257,8 +257,7 @@ class DistributedLock:
         try:
             await arun(self._client, call)
         finally:
-            if isinstance(self._heartbeat, AsyncHeartbeat):
-                await self._heartbeat.rest()
+            await self._rest()
 
 
 class SyncDistributedLock:
@@ -378,11 +377,10 @@ class SyncDistributedLock:
         watch, deadline = self._calls.watch(), boottime() + limit
         outcome: Attempt = taken
         self._heartbeat.watch(watch, taken.remaining_seconds)
-        waiter = waiting_sibling(self._client)
         try:
             while isinstance(outcome, Taken) and (left := deadline - boottime()) > 0:
                 pause = min(left, LONGEST_BLOCK_SECONDS)
-                grant = block(waiter, self._calls.baton(pause), pause)
+                grant = wait_at_server(self._client, self._calls.baton(pause), pause)
                 outcome = run(self._client, self._calls.ask(waiting=True, grant=grant))
         finally:
             self._heartbeat.remove(watch)

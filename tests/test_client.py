@@ -18,7 +18,7 @@ from qx_cache import (
     create_client,
     create_sync_client,
 )
-from qx_cache._connect import resolve
+from qx_cache._urls import read
 from qx_cache.embedded import start_server
 
 
@@ -40,14 +40,68 @@ async def opened(create, source):
     ],
 )
 def test_each_accepted_shape_becomes_one_that_redis_py_takes(given, made):
-    assert made == resolve(given).url
+    assert made == read(given).url
 
 
-@pytest.mark.parametrize("url", ["http://:secret@h", "secret", "memory://", "sentinel://:secret@a;sentinel://b"])
+@pytest.mark.parametrize("url", ["http://:secret@h", "secret", "memory://"])
 @pytest.mark.parametrize("create", [create_sync_client, create_client])
 async def test_another_scheme_is_refused_without_showing_credentials(create, url):
     with pytest.raises(InvalidValueError, match="redis://") as caught:
         await opened(create, url)
+    assert "secret" not in str(caught.value)
+
+
+SENTINELS = ("a:26379", "b:7")
+
+
+@pytest.mark.parametrize(
+    ("given", "url", "sentinel_url"),
+    [
+        ("sentinel://a;sentinel://b:7?master_name=m", "redis://", "redis://"),
+        ("sentinel://:pw@a:26379/2?master_name=m;sentinel://b:7/2", "redis://:pw@/2", "redis://"),
+        ("redis+sentinel://:pw@a,b:7/m/2", "redis://:pw@/2", "redis://"),
+        ("redis-sentinel://a,b:7/m?sentinel_password=s", "redis://", "redis://?password=s"),
+        (
+            "rediss+sentinel://a,b:7/m?ssl_ca_certs=ca.pem",
+            "rediss://?ssl_ca_certs=ca.pem",
+            "rediss://?ssl_ca_certs=ca.pem",
+        ),
+        (
+            "sentinel://a;sentinel://b:7?master_name=m&ssl=true&sentinel_ssl=false&ssl_cert_reqs=CERT_REQUIRED",
+            "rediss://?ssl_cert_reqs=required",
+            "redis://",
+        ),
+    ],
+)
+def test_sentinels_are_named_as_celery_does_it_or_with_the_master_in_the_path(given, url, sentinel_url):
+    place = read(given)
+    assert ("sentinel", "m", SENTINELS) == (place.kind, place.service, place.nodes)
+    assert (url, sentinel_url) == (place.url, place.sentinel_url)
+
+
+def test_a_cluster_is_named_by_any_of_its_nodes():
+    place = read("rediss+cluster://u:pw@h:7000,[::1]:7001?ssl_ca_certs=ca.pem")
+    assert ("cluster", ("h:7000", "::1:7001"), "rediss://u:pw@?ssl_ca_certs=ca.pem") == (
+        place.kind,
+        place.nodes,
+        place.url,
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("sentinel://:secret@a;sentinel://b", "master_name"),
+        ("redis+cluster://:secret@h:7000/3", "database 0"),
+        ("redis://:secret@a:1,b:2/0", r"redis\+cluster"),
+        ("sentinel://:secret@a:99999/0?master_name=m", "host and port"),
+        ("redis+cluster://:secret@a:port", "host and port"),
+        ("rediss://:secret@h?ssl_cert_reqs=perhaps", "Redis URL"),
+    ],
+)
+def test_what_a_shape_needs_is_told(url, told):
+    with pytest.raises(InvalidValueError, match=told) as caught:
+        create_sync_client(url)
     assert "secret" not in str(caught.value)
 
 
