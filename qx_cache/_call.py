@@ -41,12 +41,15 @@ class Call(Generic[T]):
         first: The words that are sent.
         again: The words that are sent when the server does not know the script.
         parse: Reads the server's reply.
+        binary: The reply is to come as bytes, whatever the client decodes; a client of a cluster refuses to be
+            told so for commands whose replies it adds up.
     """
 
     operation: str
     first: tuple[Arg, ...]
     again: tuple[Arg, ...]
     parse: Callable[[Any], T]
+    binary: bool = True
 
     @property
     def key(self) -> Any:
@@ -60,9 +63,9 @@ def script_call(script: Script, keys: Sequence[bytes], args: Sequence[Arg], pars
     return Call(script.name, ("EVALSHA", script.sha, *tail), ("EVAL", script.source, *tail), parse)
 
 
-def command(parse: Callable[[Any], T], *words: Arg) -> Call[T]:
+def command(parse: Callable[[Any], T], *words: Arg, binary: bool = True) -> Call[T]:
     """A plain command."""
-    return Call(str(words[0]), words, words, parse)
+    return Call(str(words[0]), words, words, parse, binary)
 
 
 def text(value: Any) -> str:

@@ -34,7 +34,7 @@ async def arun(client: AsyncClient, call: Call[T]) -> T:
     send = cast("Callable[..., Awaitable[Any]]", client.execute_command)
     with translated(client, call.operation):
         try:
-            reply = await send(*call.first, **RAW)
+            reply = await send(*call.first, **(RAW if call.binary else {}))
         except exceptions.NoScriptError:
             reply = await send(*call.again, **RAW)
     return call.parse(reply)
@@ -45,7 +45,7 @@ def run(client: SyncClient, call: Call[T]) -> T:
     send: Callable[..., Any] = client.execute_command
     with translated(client, call.operation):
         try:
-            reply = send(*call.first, **RAW)
+            reply = send(*call.first, **(RAW if call.binary else {}))
         except exceptions.NoScriptError:
             reply = send(*call.again, **RAW)
     return call.parse(reply)

@@ -33,10 +33,10 @@ class _Calls:
         return command(lambda _: None, "SET", *words)
 
     def delete(self, key: str) -> Call[bool]:
-        return command(lambda reply: int(reply) == 1, "DEL", self._keys.cache(key))
+        return command(lambda reply: int(reply) == 1, "DEL", self._keys.cache(key), binary=False)
 
     def exists(self, key: str) -> Call[bool]:
-        return command(lambda reply: int(reply) == 1, "EXISTS", self._keys.cache(key))
+        return command(lambda reply: int(reply) == 1, "EXISTS", self._keys.cache(key), binary=False)
 
 
 class Cache:

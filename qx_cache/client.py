@@ -61,4 +61,4 @@ def _settings(source: str | SecretStr | CacheSettings) -> CacheSettings:
 def _probe(route: Route, settings: CacheSettings) -> None:
     """One PING without retries: half the time for the connection, half for the answer."""
     with open_sync(route, Manner.hasty(settings.socket_connect_timeout_seconds / 2)) as probe:
-        run(probe, command(lambda reply: reply, "PING"))
+        run(probe, command(lambda reply: reply, "PING", binary=False))

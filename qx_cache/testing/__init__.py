@@ -1,7 +1,8 @@
 """Pytest fixtures on a real server, loaded only where they are asked for.
 
 Ask with ``pytest_plugins = ["qx_cache.testing"]`` in the top ``conftest.py``, or with ``-p qx_cache.testing``.
-Nothing is loaded, started or read before.
+Nothing is loaded, started or read before. ``python -m qx_cache.testing URL`` runs the conformance suite against a
+server of yours.
 
 Example:
     ```python
@@ -70,7 +71,7 @@ def qx_namespace(qx_redis_url: str) -> Iterator[str]:
     with create_sync_client(qx_redis_url) as raw:
         left = sorted(raw.scan_iter(f"{namespace}:*", count=1000))
         immortal = [key.decode(errors="replace") for key in left if raw.pttl(key) == -1]
-        if left:
-            raw.delete(*left)
+        for key in left:
+            raw.delete(key)  # one by one: in a cluster they lie on several nodes
     if immortal:
         pytest.fail(f"keys without a TTL: {', '.join(immortal)}", pytrace=False)
