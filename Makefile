@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types check clean
+.PHONY: demo test servers lint types check clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -12,7 +12,10 @@ demo: .venv/ready  ## kill real workers and count the charges (about a minute)
 	$(BIN)/python -m qx_cache_celery.demo $(ARGS)
 
 test: .venv/ready  ## run the tests on an embedded server and real workers
-	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest -m "not servers" --cov --cov-report=term $(ARGS)
+
+servers: .venv/ready  ## run them on Redis 7.0, TLS, Sentinel and Cluster, and fail those over
+	$(BIN)/python -m pytest -m servers $(ARGS)
 
 lint: .venv/ready  ## style, and the arrows between modules
 	$(BIN)/ruff check .
@@ -22,7 +25,7 @@ lint: .venv/ready  ## style, and the arrows between modules
 types: .venv/ready  ## mypy --strict
 	$(BIN)/mypy
 
-check: lint types test demo  ## all of them
+check: lint types test servers demo  ## all of them
 
 clean:  ## remove what the targets made
 	rm -rf .venv build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

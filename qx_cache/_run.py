@@ -29,23 +29,23 @@ _PASSING = (  # error replies of a server that is not ready: as good as no answe
 )
 
 
-async def arun(client: AsyncClient, call: Call[T]) -> T:
-    """Perform ``call`` and read its reply."""
+async def arun(client: AsyncClient, call: Call[T], node: Any = None) -> T:
+    """Perform ``call`` and read its reply; where there is no key, at ``node`` of a cluster."""
     send = cast("Callable[..., Awaitable[Any]]", client.execute_command)
     with translated(client, call.operation):
         try:
-            reply = await send(*call.first, **(RAW if call.binary else {}))
+            reply = await send(*call.first, **_how(call, node))
         except exceptions.NoScriptError:
             reply = await send(*call.again, **RAW)
     return call.parse(reply)
 
 
-def run(client: SyncClient, call: Call[T]) -> T:
+def run(client: SyncClient, call: Call[T], node: Any = None) -> T:
     """Blocking twin of ``arun``."""
     send: Callable[..., Any] = client.execute_command
     with translated(client, call.operation):
         try:
-            reply = send(*call.first, **(RAW if call.binary else {}))
+            reply = send(*call.first, **_how(call, node))
         except exceptions.NoScriptError:
             reply = send(*call.again, **RAW)
     return call.parse(reply)
@@ -144,6 +144,20 @@ def is_cluster(client: object) -> bool:
     return isinstance(client, redis.RedisCluster | redis.asyncio.RedisCluster)
 
 
+async def aprimaries(client: AsyncClient) -> list[Any]:
+    """The primaries of a cluster; for a single server a list of nothing."""
+    if not isinstance(client, redis.asyncio.RedisCluster):
+        return [None]
+    with translated(client, "CLUSTER SLOTS"):
+        await client.initialize()
+    return list(client.get_primaries())
+
+
+def primaries(client: AnyClient) -> list[Any]:
+    """Blocking twin of ``aprimaries``."""
+    return list(client.get_primaries()) if isinstance(client, redis.RedisCluster) else [None]
+
+
 def where(client: Any) -> str:
     """Host and port or socket path of a client; never its password. What is text already stays as it is."""
     if isinstance(client, str):
@@ -158,6 +172,11 @@ def where(client: Any) -> str:
         )
     known: dict[str, Any] = getattr(pool, "connection_kwargs", {})
     return str(known["path"]) if known.get("path") else f"{known.get('host', '?')}:{known.get('port', '?')}"
+
+
+def _how(call: Call[Any], node: Any) -> dict[str, Any]:
+    options = RAW if call.binary else {}
+    return options if node is None else {**options, "target_nodes": node}
 
 
 def _is_unblocked(error: exceptions.ResponseError) -> bool:

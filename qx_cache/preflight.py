@@ -2,11 +2,21 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from qx_cache._call import Call, command
-from qx_cache._run import AsyncClient, SyncClient, arun, most_connections, require_async, require_sync, run
+from qx_cache._run import (
+    AsyncClient,
+    SyncClient,
+    aprimaries,
+    arun,
+    most_connections,
+    primaries,
+    require_async,
+    require_sync,
+    run,
+)
 from qx_cache.errors import StoreRefusedError
 
 OLDEST_VERSION = (7, 0)
@@ -50,25 +60,31 @@ async def diagnose(client: AsyncClient) -> list[Finding]:
         ```
     """
     require_async(client, "diagnose", "diagnose_sync")
-    answers: list[Any] = []
-    for call in _CALLS:
-        try:
-            answers.append(await arun(client, call))
-        except StoreRefusedError as error:
-            answers.append(error)
-    return _findings(answers, most_connections(client))
+    found: list[Finding] = []
+    for node in await aprimaries(client):
+        answers: list[Any] = []
+        for call in _CALLS:
+            try:
+                answers.append(await arun(client, call, node))
+            except StoreRefusedError as error:
+                answers.append(error)
+        found += _findings(answers, getattr(node, "name", ""))
+    return found + _pool(most_connections(client))
 
 
 def diagnose_sync(client: SyncClient) -> list[Finding]:
     """Blocking twin of ``diagnose``."""
     require_sync(client, "diagnose_sync", "diagnose")
-    answers: list[Any] = []
-    for call in _CALLS:
-        try:
-            answers.append(run(client, call))
-        except StoreRefusedError as error:
-            answers.append(error)
-    return _findings(answers, most_connections(client))
+    found: list[Finding] = []
+    for node in primaries(client):
+        answers: list[Any] = []
+        for call in _CALLS:
+            try:
+                answers.append(run(client, call, node))
+            except StoreRefusedError as error:
+                answers.append(error)
+        found += _findings(answers, getattr(node, "name", ""))
+    return found + _pool(most_connections(client))
 
 
 def _offset(reply: Sequence[Any]) -> float:
@@ -82,7 +98,8 @@ _CALLS: tuple[Call[Any], ...] = (
 )
 
 
-def _findings(answers: Sequence[Any], connections: int) -> list[Finding]:
+def _findings(answers: Sequence[Any], node: str) -> list[Finding]:
+    """What the answers of one server mean; in a cluster the messages end with the node."""
     info, offset, script = answers
     found: list[Finding] = []
     if isinstance(info, StoreRefusedError):
@@ -96,12 +113,14 @@ def _findings(answers: Sequence[Any], connections: int) -> list[Finding]:
     if not isinstance(offset, StoreRefusedError) and abs(offset) > _LARGEST_OFFSET_SECONDS:
         told = f"the server's clock is {offset:+.1f} s off this machine's; leases go by the server's alone"
         found.append(Finding("info", "clock", told))
-    if connections < _FEWEST_CONNECTIONS:
-        told = (
-            f"the pool opens at most {connections} connections, one for each call at a time; raise max_connections"
-        )
-        found.append(Finding("warning", "pool", told))
-    return found
+    return [replace(one, message=f"{one.message} (at {node})") for one in found] if node else found
+
+
+def _pool(connections: int) -> list[Finding]:
+    if connections >= _FEWEST_CONNECTIONS:
+        return []
+    told = f"the pool opens at most {connections} connections, one for each call at a time; raise max_connections"
+    return [Finding("warning", "pool", told)]
 
 
 def _version(info: Mapping[str, Any]) -> list[Finding]:

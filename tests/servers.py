@@ -55,8 +55,9 @@ class Server:
         self._folder = tempfile.TemporaryDirectory(prefix="qs-")
         self.directory = Path(self._folder.name)
         self._sentinel = sentinel
+        ports = {"port": 0, "tls-port": self.port} if "tls_cert_file" in config else {"port": self.port}
         self._config = {
-            "port": self.port, "bind": "127.0.0.1", "dir": self.directory, "protected-mode": "no",
+            **ports, "bind": "127.0.0.1", "dir": self.directory, "protected-mode": "no",
             "logfile": self.directory / "log", **({} if sentinel else {"save": '""'}),
             **{name.replace("_", "-"): value for name, value in config.items()},
         }  # fmt: skip
