@@ -17,7 +17,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from qx_cache import _urls, embedded
-from qx_cache._run import AnyClient, AsyncClient, SyncClient, translated
+from qx_cache._run import AnyClient, AsyncClient, AsyncServer, SyncClient, SyncServer, translated
 from qx_cache.errors import InvalidValueError
 from qx_cache.settings import CacheSettings
 
@@ -141,8 +141,10 @@ def route_of(client: AnyClient) -> Route:
     return Route("sentinel", connection, identity, nodes, pool.service_name, sentinel)
 
 
-def open_sync(route: Route, manner: Manner) -> SyncClient:
+def open_sync(route: Route, manner: Manner) -> SyncServer:
     """A blocking client; only for a cluster anything is sent at once.
+
+    Its type is that of a client of one server, as users write it; a cluster's has all that is used here.
 
     Raises:
         StoreUnavailableError: No node of a cluster answered.
@@ -153,7 +155,7 @@ def open_sync(route: Route, manner: Manner) -> SyncClient:
         nodes = [ClusterNode(host, port) for host, port in route.nodes]  # type: ignore[no-untyped-call]
         with translated(_spelt(route), "CLUSTER SLOTS"):
             made = redis.RedisCluster(startup_nodes=nodes, retry=retry, ssl=route.tls, **options)
-        return cast("SyncClient", made)
+        return cast("SyncServer", made)
     pool: Any
     if route.kind == "sentinel":
         manager = Sentinel(route.nodes, sentinel_kwargs=_to_sentinels(route, manner, Retry(NoBackoff(), 0)))  # type: ignore[no-untyped-call]
@@ -164,14 +166,14 @@ def open_sync(route: Route, manner: Manner) -> SyncClient:
     return redis.Redis.from_pool(pool)
 
 
-def open_async(route: Route, manner: Manner) -> AsyncClient:
+def open_async(route: Route, manner: Manner) -> AsyncServer:
     """Asyncio twin of ``open_sync``; nothing is sent yet."""
     retry = AsyncRetry(manner.backoff(), manner.retries)
     options = {**route.identity, **manner.options}
     if route.kind == "cluster":
         nodes = [AsyncClusterNode(host, port) for host, port in route.nodes]
         made = redis.asyncio.RedisCluster(startup_nodes=nodes, retry=retry, ssl=route.tls, **options)
-        return cast("AsyncClient", made)
+        return cast("AsyncServer", made)
     pool: Any
     if route.kind == "sentinel":
         to_sentinels = _to_sentinels(route, manner, AsyncRetry(NoBackoff(), 0))
@@ -184,7 +186,7 @@ def open_async(route: Route, manner: Manner) -> AsyncClient:
     return redis.asyncio.Redis.from_pool(pool)
 
 
-def sibling(client: AnyClient, *, timeout_seconds: float) -> SyncClient:
+def sibling(client: AnyClient, *, timeout_seconds: float) -> SyncServer:
     """A blocking client to the same server: own pool, short timeouts, no retries but for what a cluster moved.
 
     Raises:
@@ -194,30 +196,30 @@ def sibling(client: AnyClient, *, timeout_seconds: float) -> SyncClient:
     return open_sync(route, Manner.hasty(timeout_seconds, int(route.kind == "cluster")))
 
 
-def async_sibling(client: AsyncClient, *, timeout_seconds: float) -> AsyncClient:
+def async_sibling(client: AsyncClient, *, timeout_seconds: float) -> AsyncServer:
     """Asyncio twin of ``sibling``; the connection belongs to the running loop."""
     route = route_of(client)
     return open_async(route, Manner.hasty(timeout_seconds, int(route.kind == "cluster")))
 
 
-def waiting_client(client: SyncClient, key: bytes) -> SyncClient:
+def waiting_client(client: SyncClient, key: bytes) -> SyncServer:
     """A client for calls on ``key`` that the server answers late, with a connection for each that waits."""
     manner = Manner.hasty(CONNECT_SECONDS)
     if not isinstance(client, redis.RedisCluster):
         return belonging(client, "waiting", lambda origin: open_sync(route_of(origin), manner))
     with translated(client, "wait"):
-        node = client.get_node_from_key(key)
+        node = client.get_node_from_key(key)  # type: ignore[no-untyped-call]
         origin = client.get_redis_connection(node)
     return belonging(client, f"waiting {node.name}", lambda _: open_sync(route_of(origin), manner))
 
 
-def async_waiting_client(client: AsyncClient, key: bytes) -> AsyncClient:
+def async_waiting_client(client: AsyncClient, key: bytes) -> AsyncServer:
     """Asyncio twin of ``waiting_client``; the caller closes it."""
     manner = Manner.hasty(CONNECT_SECONDS)
     if not isinstance(client, redis.asyncio.RedisCluster):
         return open_async(route_of(client), manner)
     with translated(client, "wait"):
-        node: Any = client.get_node_from_key(key)
+        node: Any = cast("Any", client).get_node_from_key(key)
     route = Route("single", _SYNC_TWINS[node.connection_class], _identity(node.connection_kwargs))
     return open_async(route, manner)
 

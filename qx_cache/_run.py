@@ -12,9 +12,11 @@ from qx_cache._call import Call
 from qx_cache.errors import StoreRefusedError, StoreUnavailableError, WrongClientError
 
 T = TypeVar("T")
-AsyncClient: TypeAlias = redis.asyncio.Redis
-SyncClient: TypeAlias = redis.Redis
-AnyClient: TypeAlias = redis.asyncio.Redis | redis.Redis
+AsyncServer: TypeAlias = redis.asyncio.Redis
+SyncServer: TypeAlias = redis.Redis
+AsyncClient: TypeAlias = redis.asyncio.Redis | redis.asyncio.RedisCluster
+SyncClient: TypeAlias = redis.Redis | redis.RedisCluster
+AnyClient: TypeAlias = AsyncClient | SyncClient
 
 _PATIENCE_SECONDS = 2.0
 RAW = {"NEVER_DECODE": True}
@@ -51,7 +53,7 @@ def run(client: SyncClient, call: Call[T], node: Any = None) -> T:
     return call.parse(reply)
 
 
-def block(client: SyncClient, call: Call[T], seconds: float) -> T:
+def block(client: SyncServer, call: Call[T], seconds: float) -> T:
     """Perform a ``call`` that the server answers after ``seconds`` at the latest, on a connection of its own.
 
     A server that says nothing for two seconds more is taken for gone.
@@ -75,7 +77,7 @@ def block(client: SyncClient, call: Call[T], seconds: float) -> T:
             pool.release(connection)
 
 
-async def ablock(client: AsyncClient, call: Call[T], seconds: float) -> T:
+async def ablock(client: AsyncServer, call: Call[T], seconds: float) -> T:
     """Asyncio twin of ``block``."""
     pool: Any = client.connection_pool
     with translated(client, call.operation):
@@ -155,7 +157,7 @@ async def aprimaries(client: AsyncClient) -> list[Any]:
 
 def primaries(client: AnyClient) -> list[Any]:
     """Blocking twin of ``aprimaries``."""
-    return list(client.get_primaries()) if isinstance(client, redis.RedisCluster) else [None]
+    return list(client.get_primaries()) if isinstance(client, redis.RedisCluster) else [None]  # type: ignore[no-untyped-call]
 
 
 def where(client: Any) -> str:

@@ -6,11 +6,11 @@ from pydantic import SecretStr
 
 from qx_cache._call import command
 from qx_cache._connect import Manner, Route, open_async, open_sync, route_to
-from qx_cache._run import AsyncClient, SyncClient, run
+from qx_cache._run import AsyncServer, SyncServer, run
 from qx_cache.settings import CacheSettings
 
 
-async def create_client(source: str | SecretStr | CacheSettings) -> AsyncClient:
+async def create_client(source: str | SecretStr | CacheSettings) -> AsyncServer:
     """Open an async client, check that the server answers, and return it.
 
     Close it with ``await client.aclose()``.
@@ -44,7 +44,7 @@ async def create_client(source: str | SecretStr | CacheSettings) -> AsyncClient:
     return open_async(route, Manner.of(settings, route.wishes))
 
 
-def create_sync_client(source: str | SecretStr | CacheSettings) -> SyncClient:
+def create_sync_client(source: str | SecretStr | CacheSettings) -> SyncServer:
     """Blocking twin of ``create_client``; close it with ``client.close()``."""
     settings = _settings(source)
     route = route_to(settings.url.get_secret_value())
