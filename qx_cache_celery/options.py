@@ -8,7 +8,7 @@ from typing import Any
 
 from celery import Celery
 
-from qx_cache import CacheSettings, Duration, InvalidValueError, interval_for, seconds
+from qx_cache import Duration, InvalidValueError, interval_for, seconds
 from qx_cache_celery.identity import Arguments, KeyMaker
 
 UNSET: Any = None
@@ -26,7 +26,6 @@ DEFAULTS: Mapping[str, Any] = {
 _WORDS = {"on_store_error": ("defer", "raise", "run"), "on_conflict": ("skip", "defer", "raise")}
 _DURATIONS = ("result_ttl", "lease_ttl", "lock_ttl", "heartbeat_interval")
 _KEYS = ("idempotency_key", "lock_key")
-_REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+socket://", "valkey://", "valkeys://")
 
 
 @dataclass(frozen=True)
@@ -79,28 +78,6 @@ def take_options(task: type[Any]) -> TaskOptions:
         KeyMaker("fingerprint", given["fingerprint"], arguments)
     makers = {name: KeyMaker(name, given[name], arguments) for name in _KEYS if given[name] is not None}
     return TaskOptions(arguments, given, makers)
-
-
-def backend_url(app: Celery) -> str:
-    """The Redis that holds records and locks.
-
-    Raises:
-        InvalidValueError: None of the four places names one.
-    """
-    if url := app.conf.get("qx_cache_backend_url"):
-        return str(url)
-    settings = CacheSettings()
-    if "url" in settings.model_fields_set:
-        return settings.url.get_secret_value()
-    for name in ("result_backend", "broker_url"):
-        url = app.conf.get(name) or ""
-        first = (url[0] if isinstance(url, list | tuple) and url else str(url)).split(";")[0]
-        if first.startswith(_REDIS_SCHEMES):
-            return first
-    raise InvalidValueError(
-        "no Redis for records and locks: set qx_cache_backend_url, or the environment variable QX_CACHE__URL, "
-        "or use a Redis URL as result_backend or broker_url"
-    )
 
 
 def namespace(app: Celery) -> str:

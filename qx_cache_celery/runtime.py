@@ -19,7 +19,8 @@ from qx_cache import (
     create_sync_client,
     process_prefix,
 )
-from qx_cache_celery.options import backend_url, namespace, owner_host
+from qx_cache_celery.backend import backend_url
+from qx_cache_celery.options import namespace, owner_host
 from qx_cache_celery.results import KombuCodec
 
 if TYPE_CHECKING:

@@ -1,6 +1,7 @@
 """Tasks at definition, keys from arguments, and calls outside a worker."""
 
 import enum
+import ssl
 import uuid
 from datetime import date, timedelta
 from decimal import Decimal
@@ -11,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qx_cache import InvalidValueError
+from qx_cache._urls import read
 from qx_cache_celery import IdempotentTask, KeyArgumentError, SingletonTask
+from qx_cache_celery.backend import backend_url
 from qx_cache_celery.identity import canonical, key_name
-from qx_cache_celery.options import backend_url, namespace
+from qx_cache_celery.options import namespace
 from qx_cache_celery.singleton import lock_name
 
 
@@ -127,6 +130,40 @@ def test_the_redis_is_found_in_this_order(app, monkeypatch):
     assert "shop" == namespace(app)
     app.conf.qx_cache_namespace = "mine"
     assert "mine" == namespace(app)
+
+
+@pytest.mark.parametrize(
+    ("conf", "url"),
+    [
+        (
+            {
+                "broker_url": "sentinel://:pw@a:1/0;sentinel://b:2/0",
+                "broker_transport_options": {"master_name": "m", "sentinel_kwargs": {"password": "s"}},
+            },
+            "sentinel://:pw@a:1/0;sentinel://b:2/0?master_name=m&sentinel_password=s&sentinel_ssl=false",
+        ),
+        (
+            {
+                "broker_url": "sentinel://a:1",
+                "broker_transport_options": {"master_name": "m"},
+                "broker_use_ssl": {"ssl_ca_certs": "/ca.pem"},
+            },
+            "sentinel://a:1?master_name=m&sentinel_ssl=false&ssl=true&ssl_ca_certs=%2Fca.pem",
+        ),
+        (
+            {
+                "result_backend": "redis://b/1",
+                "redis_backend_use_ssl": {"ssl_cert_reqs": ssl.CERT_NONE, "ssl_ca_certs": None},
+            },
+            "rediss://b/1?ssl_cert_reqs=none",
+        ),
+        ({"broker_url": "rediss://b/1?ssl_cert_reqs=CERT_NONE", "broker_use_ssl": True}, None),
+    ],
+)
+def test_what_celery_keeps_beside_its_urls_is_taken_along(app, conf, url):
+    app.conf.update(conf)
+    assert (url or conf["broker_url"]) == backend_url(app)
+    read(backend_url(app))
 
 
 class Colour(enum.Enum):
