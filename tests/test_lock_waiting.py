@@ -2,10 +2,6 @@
 
 import asyncio
 import gc
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -254,89 +250,6 @@ async def test_a_cancelled_block_is_not_masked_by_a_lost_lock(world, raw):
     with pytest.raises(asyncio.CancelledError) as caught:
         await holding
     assert isinstance(caught.value.__context__, LockNotHeldError)
-
-
-WAITER = """
-import sys, redis
-from qx_cache import SyncDistributedLock
-client = redis.Redis.from_url(sys.argv[1])
-lock = SyncDistributedLock(client, "l", namespace=sys.argv[2], ttl_seconds=float(sys.argv[3]))
-print("waits", flush=True)
-lease = lock.acquire()
-print(lease.fence, flush=True)
-sys.stdin.read()
-"""
-
-
-@pytest.fixture
-def process(qx_redis_url, qx_namespace):
-    """Starts processes that take the lock, say its fence, and hold it until they are killed."""
-    started = []
-
-    def start(ttl=30.0):
-        words = [sys.executable, "-c", WAITER, qx_redis_url, qx_namespace, str(ttl)]
-        made = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        started.append(made)
-        assert "waits" == made.stdout.readline().strip()
-        return made
-
-    yield start
-    for made in started:
-        made.kill()
-        made.wait()
-        made.stdin.close()
-        made.stdout.close()
-
-
-async def test_a_killed_holder_is_followed_by_who_waits_longest(process, qx_redis_url, qx_namespace, raw):
-    holder = process(ttl=1.0)
-    first_fence = int(holder.stdout.readline())
-    first = process()
-    await blocked(raw, 1)
-    second = process()
-    await blocked(raw, 2)
-    killed_at = time.monotonic()
-    holder.kill()
-    assert int(first.stdout.readline()) > first_fence
-    assert time.monotonic() - killed_at < 1.0 + 1.0
-    with redis.Redis.from_url(qx_redis_url) as client:
-        assert 1 == SyncDistributedLock(client, "l", namespace=qx_namespace).info().waiters
-    second.kill()
-
-
-async def test_a_waiter_killed_at_the_head_of_the_queue_holds_nobody_up(process, qx_redis_url, qx_namespace, raw):
-    with redis.Redis.from_url(qx_redis_url) as client:
-        held = SyncDistributedLock(client, "l", namespace=qx_namespace, ttl_seconds=30)
-        held.acquire()
-        first = process()
-        await blocked(raw, 1)
-        second = process()
-        await blocked(raw, 2)
-        os.kill(first.pid, signal.SIGSTOP)  # its turn comes while it cannot take it
-        released_at = time.monotonic()
-        held.release()
-        os.kill(first.pid, signal.SIGKILL)
-        second.stdout.readline()
-        assert time.monotonic() - released_at < 1 + 5 + 1  # the reserve, a watch, a noisy machine
-
-
-def test_a_forked_child_cannot_release_its_parents_lock(qx_redis_url, qx_namespace):
-    with redis.Redis.from_url(qx_redis_url) as client:
-        held = SyncDistributedLock(client, "l", namespace=qx_namespace)
-        lease = held.acquire()
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                try:
-                    held.release()
-                except LockNotHeldError:
-                    code = 0 if lease.lost and not held.try_acquire() else 2
-            finally:
-                os._exit(code)
-        assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert lease.valid()
-        held.release()
 
 
 def test_threads_wait_in_turn_and_a_thousand_leases_need_one_heartbeat_thread(qx_redis_url, qx_namespace):

@@ -1,64 +1,11 @@
 """A reply that is lost on its way: redis-py sends the command again, and each operation recognises it."""
 
-import selectors
-import socket
-import tempfile
-import threading
 import time
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
+from proxies import Proxy
 
 from qx_cache import Claimed, create_client, create_sync_client
-
-
-class Proxy:
-    """Stands before a server; swallows the reply to the next script when told to, and cuts the connection."""
-
-    def __init__(self, upstream):
-        self._folder = tempfile.TemporaryDirectory(prefix="qp-")
-        self.path = Path(self._folder.name) / "p.sock"
-        self._upstream = str(upstream)
-        self._armed = False
-        self.lost = 0
-        self._door = socket.socket(socket.AF_UNIX)
-        self._door.bind(str(self.path))
-        self._door.listen()
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def lose_next(self):
-        self._armed = True
-
-    def close(self):
-        self._door.shutdown(socket.SHUT_RDWR)
-        self._door.close()
-        self._folder.cleanup()
-
-    def _accept(self):
-        with suppress(OSError):
-            while True:
-                client, _ = self._door.accept()
-                server = socket.socket(socket.AF_UNIX)
-                server.connect(self._upstream)
-                threading.Thread(target=self._serve, args=(client, server), daemon=True).start()
-
-    def _serve(self, client, server):
-        swallow = False
-        with client, server, selectors.DefaultSelector() as ready, suppress(OSError):
-            ready.register(client, selectors.EVENT_READ, server)
-            ready.register(server, selectors.EVENT_READ, client)
-            while True:
-                for key, _ in ready.select():
-                    data = key.fileobj.recv(65536)
-                    if not data:
-                        return
-                    if key.fileobj is client and self._armed and b"EVALSHA" in data:
-                        self._armed, swallow = False, True
-                    if key.fileobj is server and swallow:
-                        self.lost += 1
-                        return
-                    key.data.sendall(data)
 
 
 @pytest.fixture
