@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test servers lint types check clean
+.PHONY: demo test servers stress lint types check clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -17,6 +17,9 @@ test: .venv/ready  ## run the tests on an embedded server and real workers
 servers: .venv/ready  ## run them on Redis 7.0, TLS, Sentinel and Cluster, and fail those over
 	$(BIN)/python -m pytest -m servers $(ARGS)
 
+stress: .venv/ready  ## kill processes that count under one lock, for 30 seconds or ARGS="--seconds N"
+	$(BIN)/python tests/stress.py $(ARGS)
+
 lint: .venv/ready  ## style, and the arrows between modules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -25,7 +28,7 @@ lint: .venv/ready  ## style, and the arrows between modules
 types: .venv/ready  ## mypy --strict
 	$(BIN)/mypy
 
-check: lint types test servers demo  ## all of them
+check: lint types test servers stress demo  ## all of them
 
 clean:  ## remove what the targets made
 	rm -rf .venv build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
