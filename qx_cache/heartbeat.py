@@ -7,12 +7,14 @@ never the caller's, and look after the locks that this process waits for as well
 import asyncio
 import logging
 import os
-import threading
 from collections.abc import Sequence
+from contextlib import suppress
+from queue import Empty
 
 from qx_cache import _schedule
 from qx_cache._connect import async_sibling, belonging, sibling
 from qx_cache._many import arun_many, run_many
+from qx_cache._native import NativeThread, native
 from qx_cache._run import AnyClient, AsyncClient, SyncClient, is_cluster
 from qx_cache._schedule import Answer, Item, Schedule, Watch, interval_for
 from qx_cache.durations import Duration
@@ -42,7 +44,7 @@ class Heartbeat:
         ```
     """
 
-    _thread: threading.Thread | None
+    _thread: NativeThread | None
     _timeout: float
     _schedule: Schedule
 
@@ -71,7 +73,7 @@ class Heartbeat:
     def remove(self, item: Item) -> None:
         """Renew a lease no more, or watch no more. Nothing is given back by this."""
         self._check_pid()
-        with self._wake:
+        with self._mutex:
             self._schedule.remove(item)
 
     @property
@@ -82,24 +84,23 @@ class Heartbeat:
     def stop(self) -> None:
         """End the thread; what it renewed is left to lapse."""
         self._check_pid()
-        with self._wake:
+        with self._mutex:
             thread, self._thread, self._stopping = self._thread, None, True
-            self._wake.notify()
+            self._signals.put(None)
         if thread is not None:
             thread.join()
 
     def _add(self, item: Item, interval: float, timeout: float) -> None:
         self._check_pid()
         now = self._clock()
-        with self._wake:
+        with self._mutex:
             self._schedule.add(item, interval, now)
             self._timeout = min(self._timeout, timeout)
             if self._thread is None:
                 self._stopping = False
-                self._thread = threading.Thread(target=self._live, name="qx-cache-heartbeat", daemon=True)
-                self._thread.start()
+                self._thread = NativeThread(self._live, "qx-cache-heartbeat")
             elif now + interval < self._sleeps_until:
-                self._wake.notify()
+                self._signals.put(None)
 
     def _check_pid(self) -> None:
         if self._pid != os.getpid():
@@ -107,7 +108,8 @@ class Heartbeat:
 
     def _forget(self) -> None:
         self._pid = os.getpid()
-        self._wake = threading.Condition()
+        self._mutex = native("_thread", "allocate_lock")()
+        self._signals = native("queue", "SimpleQueue")()
         self._schedule = Schedule()
         self._thread = None
         self._stopping = False
@@ -136,16 +138,18 @@ class Heartbeat:
             return sibling(self._origin, timeout_seconds=self._timeout)
         except StoreError as error:
             now = self._clock()
-            with self._wake:
+            with self._mutex:
                 _note(self._schedule, due, [error] * len(due), now, now)
             return None
 
     def _wait(self) -> list[Item] | None:
         """Sleep until something is due; None when told to stop, or idle for long."""
-        with self._wake:
-            idle_until = self._clock() + _IDLE_SECONDS
-            while not self._stopping:
+        idle_until = self._clock() + _IDLE_SECONDS
+        while True:
+            with self._mutex:
                 now = self._clock()
+                if self._stopping:
+                    return None
                 if due := self._schedule.take(now):
                     return due
                 next_due = self._schedule.next_due()
@@ -153,14 +157,14 @@ class Heartbeat:
                     self._thread = None
                     return None
                 self._sleeps_until = idle_until if next_due is None else next_due
-                self._wake.wait(max(0.0, self._sleeps_until - now))
-            return None
+            with suppress(Empty):  # a signal: something is due earlier, or it is over
+                self._signals.get(timeout=max(0.0, self._sleeps_until - now))
 
     def _beat(self, client: SyncClient, due: Sequence[Item]) -> None:
         sent_at = self._clock()
         answers = renew(client, due)
         now = self._clock()
-        with self._wake:
+        with self._mutex:
             _note(self._schedule, due, answers, sent_at, now)
 
 
