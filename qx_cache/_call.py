@@ -32,14 +32,14 @@ class Script:
         return hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen would cost a microsecond of each round trip
 class Call(Generic[T]):
-    """One round trip.
+    """One round trip; never changed once it is made.
 
     Args:
         operation: What errors call it.
         first: The words that are sent.
-        again: The words that are sent when the server does not know the script.
+        script: What is sent instead of its hash when the server does not know it; None for a plain command.
         parse: Reads the server's reply.
         binary: The reply is to come as bytes, whatever the client decodes; a client of a cluster refuses to be
             told so for commands whose replies it adds up.
@@ -47,9 +47,14 @@ class Call(Generic[T]):
 
     operation: str
     first: tuple[Arg, ...]
-    again: tuple[Arg, ...]
+    script: Script | None
     parse: Callable[[Any], T]
     binary: bool = True
+
+    @property
+    def again(self) -> tuple[Arg, ...]:
+        """The words that are sent when the server does not know the script."""
+        return self.first if self.script is None else ("EVAL", self.script.source, *self.first[2:])
 
     @property
     def key(self) -> Any:
@@ -59,13 +64,12 @@ class Call(Generic[T]):
 
 def script_call(script: Script, keys: Sequence[bytes], args: Sequence[Arg], parse: Callable[[Any], T]) -> Call[T]:
     """A script: by its hash, and by its text where the server does not know the hash."""
-    tail = (len(keys), *keys, *args)
-    return Call(script.name, ("EVALSHA", script.sha, *tail), ("EVAL", script.source, *tail), parse)
+    return Call(script.name, ("EVALSHA", script.sha, len(keys), *keys, *args), script, parse)
 
 
 def command(parse: Callable[[Any], T], *words: Arg, binary: bool = True) -> Call[T]:
     """A plain command."""
-    return Call(str(words[0]), words, words, parse, binary)
+    return Call(str(words[0]), words, None, parse, binary)
 
 
 def text(value: Any) -> str:
@@ -74,5 +78,5 @@ def text(value: Any) -> str:
 
 
 def word(reply: Any) -> str:
-    """The first element of a script's reply, which says what happened."""
-    return text(reply[0])
+    """The first element of a script's reply, or the whole of it, which says what happened."""
+    return text(reply if isinstance(reply, bytes) else reply[0])

@@ -111,6 +111,7 @@ class LockCalls:
         self._min_hold_ms = round(1000 * seconds(min_hold_seconds, "min_hold_seconds", at_least=0))
         self._holder = holder_text(holder) if holder else ""
         self._owner_prefix = owner_prefix
+        self._ttl_ms = milliseconds(self.ttl_seconds)
         self._memory_ms = milliseconds(max(_FENCE_MEMORY_SECONDS, 2 * self.ttl_seconds))
         self._token = ""
         self._lease: Lease | None = None
@@ -128,8 +129,7 @@ class LockCalls:
         self._token = owner_token(self._owner_prefix)
 
     def ask(self, *, waiting: bool = False, grant: str = "") -> Call[Attempt]:
-        token, ttl_ms = self._token, milliseconds(self.ttl_seconds)
-        run_args = (self._guarded.retries, int(self._guarded.redelivery)) if self._guarded else (0, 0)
+        token = self._token
         sent_at = boottime()
 
         def parse(reply: Any) -> Attempt:
@@ -139,7 +139,7 @@ class LockCalls:
                     fence=int(reply[1]),
                     ttl_seconds=self.ttl_seconds,
                     sent_at=sent_at,
-                    renewal=self._renewal(token, ttl_ms),
+                    renewal=Renewal(RENEW, self._keys[:2], (token, self._ttl_ms, self._memory_ms)),
                 )
                 return Acquired(self._lease)
             if word(reply) == "taken":
@@ -147,8 +147,11 @@ class LockCalls:
             return RunEnded(int(reply[1]))
 
         holder = self._holder or default_holder(token)
-        wait_ms = WAIT_MS if waiting else 0
-        args: tuple[Arg, ...] = (token, ttl_ms, holder, self._memory_ms, wait_ms, grant, *run_args)
+        args: tuple[Arg, ...] = (token, self._ttl_ms, holder, self._memory_ms)
+        if waiting or self._guarded:
+            args = (*args, WAIT_MS if waiting else "", grant)
+        if self._guarded:
+            args = (*args, self._guarded.retries, int(self._guarded.redelivery))
         return script_call(ACQUIRE, (*self._keys, *self._ended), args, parse)
 
     def baton(self, block_seconds: float) -> Call[str]:
@@ -176,7 +179,6 @@ class LockCalls:
     def release(self, *, ended: bool) -> Call[None]:
         lease, token = self.held(), self._token
         remembered = self._guarded if ended else None
-        run_args = (remembered.retries, milliseconds(remembered.remember_seconds)) if remembered else (0, 0)
 
         def parse(reply: Any) -> None:
             self.forget()
@@ -188,13 +190,17 @@ class LockCalls:
             lease.end()
 
         keys = (*self._keys, *(self._ended if remembered else ()))
-        args = (token, self._memory_ms, self._reserve_ms, self._min_hold_ms, *run_args)
+        args: tuple[Arg, ...] = (token, self._memory_ms, self._reserve_ms)
+        if self._min_hold_ms or remembered:
+            args = (*args, self._min_hold_ms)
+        if remembered:
+            args = (*args, remembered.retries, milliseconds(remembered.remember_seconds))
         return script_call(RELEASE, keys, args, parse)
 
     def extend(self, ttl_seconds: Duration | None) -> Call[None]:
         lease, sent_at = self.held(), boottime()
         ttl = lease.ttl_seconds if ttl_seconds is None else seconds(ttl_seconds, "ttl_seconds", at_least=0.05)
-        renewal = self._renewal(self._token, milliseconds(ttl))
+        renewal = Renewal(RENEW, self._keys[:2], (self._token, milliseconds(ttl), self._memory_ms))
 
         def parse(reply: Any) -> None:
             if word(reply) == "lost":
@@ -214,8 +220,8 @@ class LockCalls:
             if word(reply) == "free":
                 return LockInfo("free", waiters=int(reply[1]))
             state: Any = word(reply)
-            remaining, since = max(0, int(reply[2])) / 1000, int(reply[5]) / 1000
-            return LockInfo(state, unquote(text(reply[4])), int(reply[3]), since, remaining, int(reply[1]))
+            remaining, fence = max(0, int(reply[2])) / 1000, int(reply[3])
+            return LockInfo(state, unquote(text(reply[4])), fence, fence / 1e6, remaining, int(reply[1]))
 
         return script_call(INFO, self._keys[:3], (), parse)
 
@@ -230,9 +236,6 @@ class LockCalls:
         if self._lease.inherited:
             raise LockNotHeldError(self.name, "it belongs to the parent of this process, which gives it back")
         return self._lease
-
-    def _renewal(self, token: str, ttl_ms: int) -> Renewal:
-        return Renewal(RENEW, self._keys[:2], (token, ttl_ms, self._memory_ms))
 
 
 def chained(error: BaseException, failure: BaseException) -> None:

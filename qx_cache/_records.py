@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import unquote
 
-from qx_cache._call import Call, Script, command, script_call, text, word
+from qx_cache._call import Arg, Call, Script, command, script_call, text, word
 from qx_cache.codecs import Codec, packed, unpacked
-from qx_cache.durations import Duration, milliseconds, seconds
+from qx_cache.durations import Duration, milliseconds, patience, seconds
 from qx_cache.errors import (
     CacheValueError,
     ClaimLostError,
@@ -35,12 +35,32 @@ CLAIM, FINISH, RENEW = Script("claim"), Script("finish"), Script("renew")
 ABANDON, FINALISE, PUT, PEEK = Script("abandon"), Script("finalise"), Script("put"), Script("peek")
 WAIT_MS = 6000
 """How long one who waits is believed to, from its last sign: longer than one wait at the server."""
-LONGEST_BLOCK_SECONDS = 5.0
-AFTER_THE_END_SECONDS = 0.01
+_LONGEST_BLOCK_SECONDS = 5.0
+_AFTER_THE_END_SECONDS = 0.01
 MAX_RESULT_BYTES = 1 << 20
 SCAN_KEYS = 200
 STATES = ("running", "lapsed", "done", "failed", "ended", "unknown")
 _HEADER_WORDS = 10
+
+
+class Wait:
+    """How long to wait for the end of a run, in pauses that the server or the end of a lease cuts short.
+
+    Args:
+        wait_seconds: As the caller said it; None for as long as it takes.
+    """
+
+    def __init__(self, wait_seconds: Duration | None) -> None:
+        self._limit = patience(wait_seconds)
+        self._until = boottime() + self._limit
+
+    def __bool__(self) -> bool:
+        return self._limit > 0
+
+    def pause(self, remaining_seconds: float) -> float:
+        """The next pause, where the lease ends in ``remaining_seconds``; 0 when the time is over."""
+        left = self._until - boottime()
+        return max(0.0, min(left, remaining_seconds + _AFTER_THE_END_SECONDS, _LONGEST_BLOCK_SECONDS))
 
 
 class Records:
@@ -68,7 +88,13 @@ class Records:
 
     def keys(self, key: str) -> tuple[bytes, bytes, bytes]:
         """Record, mark and wake list; see claim.lua."""
-        return self._keys.record(key), self._keys.waited(key), self._keys.wake(key)
+        return self._beside(self._keys.record(key))
+
+    def _of(self, claim: Claimed) -> tuple[bytes, bytes, bytes]:
+        return self._beside(claim.lease.renewal.keys[0])
+
+    def _beside(self, record: bytes) -> tuple[bytes, bytes, bytes]:
+        return record, self._keys.waited(record), self._keys.wake(record)
 
     def claim(
         self,
@@ -86,8 +112,9 @@ class Records:
         owner = owner or self.owner()
         holder = _holder(holder, owner)
         given = "-" if fingerprint is None else digest(fingerprint.encode())
-        wait_ms = WAIT_MS if waiting else 0
-        run_args = (self._lease_ms, self._ttl_ms, retries, int(redelivery), int(takeover), wait_ms)
+        args: tuple[Arg, ...] = (owner, holder, given, self._lease_ms, self._ttl_ms)
+        if retries or redelivery or waiting or not takeover:
+            args = (*args, retries, int(redelivery), int(takeover), WAIT_MS if waiting else 0)
         sent_at = boottime()
 
         def claimed(reply: Any) -> Claimed:
@@ -106,7 +133,7 @@ class Records:
         def parse(reply: Any) -> Outcome:
             return claimed(reply) if word(reply) == "claimed" else self._other(key, given, reply)
 
-        return script_call(CLAIM, keys, (owner, holder, given, *run_args), parse)
+        return script_call(CLAIM, keys, args, parse)
 
     def finish(
         self,
@@ -118,7 +145,8 @@ class Records:
         ttl: Duration | None = None,
     ) -> Call[None]:
         ttl_ms = self._ttl_ms if ttl is None else milliseconds(seconds(ttl, "ttl_seconds"))
-        said = (claim.fence, claim.attempt, claim.retries, flags, claim.holder, claim.fingerprint)
+        told = f"{flags} {claim.owner} {claim.holder} {claim.fingerprint}"
+        before, after = f"1 {state} {claim.fence} ", f" {claim.attempt} {claim.retries} {told}\n"
 
         def parse(reply: Any) -> None:
             if word(reply) == "lost":
@@ -126,8 +154,8 @@ class Records:
                 raise ClaimLostError(claim.key, "another holder took it over, so nothing was recorded")
             claim.lease.end()
 
-        args = (state, claim.owner, *said, ttl_ms, body)
-        return script_call(FINISH, self.keys(claim.key), args, parse)
+        args = (state, claim.owner, ttl_ms, before, after, body)
+        return script_call(FINISH, self._of(claim), args, parse)
 
     def complete(
         self, claim: Claimed, result: Any, *, kept: bool, finalised: bool, ttl: Duration | None
@@ -148,7 +176,7 @@ class Records:
             return word(reply) != "lost"
 
         args = (claim.owner, claim.holder, int(counted))
-        return script_call(ABANDON, self.keys(claim.key), args, parse)
+        return script_call(ABANDON, self._of(claim), args, parse)
 
     def owner(self) -> str:
         """A new token for a claim."""
@@ -223,7 +251,7 @@ class Records:
 
     def wake(self, key: str, block_seconds: float) -> Call[None]:
         """Wait for the end of a run that is waited for; the element stays for all others who wait."""
-        wake = self._keys.wake(key)
+        wake = self._keys.wake(self._keys.record(key))
         words = ("BLMOVE", wake, wake, "LEFT", "RIGHT", f"{block_seconds:.3f}")
         return command(lambda _: None, *words)
 

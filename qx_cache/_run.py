@@ -1,5 +1,6 @@
 """The two executors, ``arun`` and ``run``, and what waits at the server: ``ablock`` and ``block``."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias, TypeVar, cast
@@ -9,7 +10,7 @@ import redis.asyncio
 from redis import exceptions
 
 from qx_cache._call import Call
-from qx_cache.errors import StoreRefusedError, StoreUnavailableError, WrongClientError
+from qx_cache.errors import StoreError, StoreRefusedError, StoreUnavailableError, WrongClientError
 
 T = TypeVar("T")
 AsyncServer: TypeAlias = redis.asyncio.Redis
@@ -34,22 +35,30 @@ _PASSING = (  # error replies of a server that is not ready: as good as no answe
 async def arun(client: AsyncClient, call: Call[T], node: Any = None) -> T:
     """Perform ``call`` and read its reply; where there is no key, at ``node`` of a cluster."""
     send = cast("Callable[..., Awaitable[Any]]", client.execute_command)
-    with translated(client, call.operation):
+    try:
         try:
-            reply = await send(*call.first, **_how(call, node))
+            reply = await (
+                send(*call.first, **RAW) if call.binary and node is None else send(*call.first, **_how(call, node))
+            )
         except exceptions.NoScriptError:
             reply = await send(*call.again, **RAW)
+    except (exceptions.RedisError, OSError) as error:
+        raise _translation(client, call.operation, error) from error
     return call.parse(reply)
 
 
 def run(client: SyncClient, call: Call[T], node: Any = None) -> T:
     """Blocking twin of ``arun``."""
     send: Callable[..., Any] = client.execute_command
-    with translated(client, call.operation):
+    try:
         try:
-            reply = send(*call.first, **_how(call, node))
+            reply = (
+                send(*call.first, **RAW) if call.binary and node is None else send(*call.first, **_how(call, node))
+            )
         except exceptions.NoScriptError:
             reply = send(*call.again, **RAW)
+    except (exceptions.RedisError, OSError) as error:
+        raise _translation(client, call.operation, error) from error
     return call.parse(reply)
 
 
@@ -102,14 +111,19 @@ def translated(client: object, operation: str) -> Iterator[None]:
     """Turn errors of redis-py into those of this package, which name the server and no password."""
     try:
         yield
-    except _PASSING as error:
-        raise StoreUnavailableError(operation, where(client), str(error)) from error
     except exceptions.NoScriptError:
         raise
-    except exceptions.ResponseError as error:
-        raise StoreRefusedError(operation, where(client), str(error)) from error
     except (exceptions.RedisError, OSError) as error:
-        raise StoreUnavailableError(operation, where(client), str(error) or type(error).__name__) from error
+        raise _translation(client, operation, error) from error
+
+
+def cancellations() -> int:
+    """How often the running task was asked to end: more than before means that a cancellation was swallowed.
+
+    ``asyncio.wait_for`` of Python 3.11, which redis-py uses, swallows one that comes with the answer.
+    """
+    task = asyncio.current_task()
+    return task.cancelling() if task else 0
 
 
 def require_async(client: object, user: str, twin: str = "") -> None:
@@ -179,6 +193,13 @@ def where(client: Any) -> str:
 def _how(call: Call[Any], node: Any) -> dict[str, Any]:
     options = RAW if call.binary else {}
     return options if node is None else {**options, "target_nodes": node}
+
+
+def _translation(client: object, operation: str, error: Exception) -> StoreError:
+    told = str(error) or type(error).__name__
+    refused = isinstance(error, exceptions.ResponseError) and not isinstance(error, _PASSING)
+    kind = StoreRefusedError if refused else StoreUnavailableError
+    return kind(operation, where(client), told)
 
 
 def _is_unblocked(error: exceptions.ResponseError) -> bool:

@@ -3,19 +3,19 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
 from qx_cache._call import Call
 from qx_cache._many import arun_many, run_many
-from qx_cache._records import AFTER_THE_END_SECONDS, LONGEST_BLOCK_SECONDS, MAX_RESULT_BYTES, SCAN_KEYS, Records
-from qx_cache._run import AsyncClient, SyncClient, arun, require_async, require_sync, run
+from qx_cache._records import MAX_RESULT_BYTES, SCAN_KEYS, Records, Wait
+from qx_cache._run import AsyncClient, SyncClient, arun, cancellations, require_async, require_sync, run
 from qx_cache._waits import await_wake, wait_for_wake
 from qx_cache.codecs import Codec, JsonCodec
-from qx_cache.durations import Duration, patience
+from qx_cache.durations import Duration
 from qx_cache.errors import InProgressError, ResultEncodingError, StoreError
 from qx_cache.heartbeat import AsyncHeartbeat, Heartbeat, async_heartbeat_of, heartbeat_of
-from qx_cache.lease import boottime
 from qx_cache.outcomes import Claimed, Done, Outcome, RecordInfo, Running, refuse, replayed
 
 T = TypeVar("T")
@@ -107,21 +107,21 @@ class IdempotencyStore:
         Raises:
             StoreError: Redis gave no usable answer; safe to repeat.
         """
-        limit = patience(wait_seconds)
-        deadline = boottime() + limit
-        said: dict[str, Any] = {
-            "holder": holder,
-            "fingerprint": fingerprint,
-            "retries": retries,
-            "redelivery": redelivery,
-            "takeover": takeover,
-            "waiting": limit > 0,
-        }
-        outcome = await self._claim(key, said)
-        while isinstance(outcome, Running) and (left := deadline - boottime()) > 0:
-            pause = min(left, outcome.remaining_seconds + AFTER_THE_END_SECONDS, LONGEST_BLOCK_SECONDS)
+        wait = Wait(wait_seconds)
+        ask = partial(
+            self._records.claim,
+            key,
+            holder=holder,
+            fingerprint=fingerprint,
+            retries=retries,
+            redelivery=redelivery,
+            takeover=takeover,
+            waiting=bool(wait),
+        )
+        outcome = await self._claim(key, holder, ask)
+        while isinstance(outcome, Running) and (pause := wait.pause(outcome.remaining_seconds)):
             await self._await_wake(key, pause)
-            outcome = await self._claim(key, said)
+            outcome = await self._claim(key, holder, ask)
         return outcome
 
     async def renew(self, claim: Claimed) -> bool:
@@ -218,13 +218,12 @@ class IdempotencyStore:
             InProgressError: The run was still alive after ``wait_seconds``.
             StoreError: Redis gave no usable answer; and the errors of ``get``.
         """
-        deadline = boottime() + patience(wait_seconds)
+        wait = Wait(wait_seconds)
         info = await arun(self._client, self._records.peek(key, waiting=True))
         while info is not None and info.state == "running":
-            left = deadline - boottime()
-            if left <= 0:
+            pause = wait.pause(info.remaining_seconds)
+            if not pause:
                 raise InProgressError(key, info.holder, info.remaining_seconds)
-            pause = min(left, info.remaining_seconds + AFTER_THE_END_SECONDS, LONGEST_BLOCK_SECONDS)
             await self._await_wake(key, pause)
             info = await arun(self._client, self._records.peek(key, waiting=True))
         return await self.get(key, default)
@@ -313,17 +312,16 @@ class IdempotencyStore:
             if isinstance(self._heartbeat, AsyncHeartbeat):
                 await asyncio.shield(self._heartbeat.rest())
 
-    async def _claim(self, key: str, said: dict[str, Any]) -> Outcome:
+    async def _claim(self, key: str, holder: str, ask: Callable[..., Call[Outcome]]) -> Outcome:
         """Claim; a cancelled claim is handed back."""
-        owner, task = self._records.owner(), asyncio.current_task()
-        cancellations = task.cancelling() if task else 0
+        owner, before = self._records.owner(), cancellations()
         try:
-            outcome = await arun(self._client, self._records.claim(key, owner=owner, **said))
-            if task and task.cancelling() > cancellations:  # wait_for of Python 3.11, in redis-py, swallows some
+            outcome = await arun(self._client, ask(owner=owner))
+            if cancellations() > before:
                 raise asyncio.CancelledError  # noqa: TRY301  # ends as any other cancellation
         except asyncio.CancelledError:
             with suppress(StoreError):
-                undo = self._records.undo(key, holder=said["holder"], owner=owner)
+                undo = self._records.undo(key, holder=holder, owner=owner)
                 await asyncio.shield(arun(self._client, undo))
             raise
         return outcome
@@ -381,21 +379,21 @@ class SyncIdempotencyStore:
         wait_seconds: Duration | None = 0,
     ) -> Outcome:
         """Blocking twin of ``IdempotencyStore.claim``."""
-        limit = patience(wait_seconds)
-        deadline = boottime() + limit
-        said: dict[str, Any] = {
-            "holder": holder,
-            "fingerprint": fingerprint,
-            "retries": retries,
-            "redelivery": redelivery,
-            "takeover": takeover,
-            "waiting": limit > 0,
-        }
-        outcome = run(self._client, self._records.claim(key, **said))
-        while isinstance(outcome, Running) and (left := deadline - boottime()) > 0:
-            pause = min(left, outcome.remaining_seconds + AFTER_THE_END_SECONDS, LONGEST_BLOCK_SECONDS)
+        wait = Wait(wait_seconds)
+        ask = partial(
+            self._records.claim,
+            key,
+            holder=holder,
+            fingerprint=fingerprint,
+            retries=retries,
+            redelivery=redelivery,
+            takeover=takeover,
+            waiting=bool(wait),
+        )
+        outcome = run(self._client, ask())
+        while isinstance(outcome, Running) and (pause := wait.pause(outcome.remaining_seconds)):
             self._wait_for_wake(key, pause)
-            outcome = run(self._client, self._records.claim(key, **said))
+            outcome = run(self._client, ask())
         return outcome
 
     def renew(self, claim: Claimed) -> bool:
@@ -443,13 +441,12 @@ class SyncIdempotencyStore:
 
     def wait(self, key: str, default: Any = None, *, wait_seconds: Duration | None = None) -> Any:
         """Blocking twin of ``IdempotencyStore.wait``."""
-        deadline = boottime() + patience(wait_seconds)
+        wait = Wait(wait_seconds)
         info = run(self._client, self._records.peek(key, waiting=True))
         while info is not None and info.state == "running":
-            left = deadline - boottime()
-            if left <= 0:
+            pause = wait.pause(info.remaining_seconds)
+            if not pause:
                 raise InProgressError(key, info.holder, info.remaining_seconds)
-            pause = min(left, info.remaining_seconds + AFTER_THE_END_SECONDS, LONGEST_BLOCK_SECONDS)
             self._wait_for_wake(key, pause)
             info = run(self._client, self._records.peek(key, waiting=True))
         return self.get(key, default)

@@ -9,7 +9,8 @@ import hashlib
 import os
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from urllib.parse import quote, unquote
 
 from qx_cache.errors import InvalidValueError
@@ -31,7 +32,7 @@ def digest(data: bytes) -> str:
 
 def owner_token(prefix: str = "") -> str:
     """A new owner token of 22 base64url characters, beginning with ``prefix`` (at most 6 of them)."""
-    return (prefix[:6] + base64.urlsafe_b64encode(secrets.token_bytes(17)).decode())[:22]
+    return prefix[:6] + secrets.token_urlsafe(16)[len(prefix[:6]) :]
 
 
 def process_prefix(host: str, parent_pid: int, pid: int) -> str:
@@ -51,8 +52,12 @@ def holder_text(label: str) -> str:
 
 def default_holder(owner: str) -> str:
     """Host, pid and the end of the owner token: who claims, where the caller gives no label."""
-    host = quote(os.uname().nodename, safe=_HOLDER_SAFE)[:80]
-    return f"host:{host}:{os.getpid()}:{owner[-6:]}"
+    return f"host:{_host()}:{os.getpid()}:{owner[-6:]}"
+
+
+@cache
+def _host() -> str:
+    return quote(os.uname().nodename, safe=_HOLDER_SAFE)[:80]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +72,12 @@ class Keyspace:
     """
 
     namespace: str = "qx"
+    _start: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be a namespace."""
         _require_text(self.namespace, "a namespace")
+        object.__setattr__(self, "_start", _escaped(self.namespace))
 
     def cache(self, name: str) -> bytes:
         """The key of a cached value."""
@@ -82,16 +89,18 @@ class Keyspace:
 
     def records(self) -> bytes:
         """What the keys of all records match, and no others: a pattern for SCAN."""
-        start = re.sub(rb"([*?\[\]\\])", rb"\\\1", f"{_escaped(self.namespace)}:idem:{LAYOUT}:".encode())
+        start = re.sub(rb"([*?\[\]\\])", rb"\\\1", f"{self._start}:idem:{LAYOUT}:".encode())
         return start + b"{*}"
 
-    def waited(self, name: str) -> bytes:
+    @staticmethod
+    def waited(record: bytes) -> bytes:
         """The key of the mark that somebody waits for the end of a record's run."""
-        return self._key("idem", name) + b":m"
+        return record + b":m"
 
-    def wake(self, name: str) -> bytes:
+    @staticmethod
+    def wake(record: bytes) -> bytes:
         """The key of the list that wakes who waits for the end of a record's run."""
-        return self._key("idem", name) + b":w"
+        return record + b":w"
 
     def lock(self, name: str) -> bytes:
         """The key whose value is the token of a lock's holder."""
@@ -114,7 +123,7 @@ class Keyspace:
         return self._key("lock", name) + b":e:" + holder_text(run_id).encode()
 
     def _key(self, kind: str, name: str) -> bytes:
-        return f"{_escaped(self.namespace)}:{kind}:{LAYOUT}:{{{_tag(name)}}}".encode()
+        return f"{self._start}:{kind}:{LAYOUT}:{{{_tag(name)}}}".encode()
 
 
 def _tag(name: str) -> str:

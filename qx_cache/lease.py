@@ -31,7 +31,7 @@ class LeaseState(Enum):
     """Given back by the holder itself. Final."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # made with each lease, so not frozen: that costs
 class Renewal:
     """What a heartbeat sends for one item: its keys and arguments in a script that takes many."""
 

@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import Self
 from weakref import WeakValueDictionary
 
-from qx_cache._call import Call
 from qx_cache._connect import belonging
 from qx_cache._locks import (
     LONGEST_BLOCK_SECONDS,
@@ -21,7 +20,7 @@ from qx_cache._locks import (
     chained,
     settled,
 )
-from qx_cache._run import AsyncClient, SyncClient, arun, require_async, require_sync, run
+from qx_cache._run import AsyncClient, SyncClient, arun, cancellations, require_async, require_sync, run
 from qx_cache._waits import await_at_server, wait_at_server
 from qx_cache.durations import Duration, patience
 from qx_cache.errors import LockNotHeldError, StoreError
@@ -139,7 +138,16 @@ class DistributedLock:
             StoreError: Redis gave no usable answer; safe to repeat.
         """
         call, lease = self._calls.release(ended=ended), self._calls.held()
-        await asyncio.shield(self._release(call, lease))
+        if self._auto_renew:
+            self._heartbeat.remove(lease)
+        try:
+            await arun(self._client, call)
+        except asyncio.CancelledError:
+            with suppress(LockNotHeldError, StoreError):
+                await asyncio.shield(arun(self._client, call))  # safe to repeat, and the lock is not to wait
+            raise
+        finally:
+            await self._rest()
 
     async def extend(self, ttl_seconds: Duration | None = None) -> None:
         """Let the lock live ``ttl_seconds`` from now, or its own life again. Errors as ``release``."""
@@ -188,13 +196,12 @@ class DistributedLock:
 
     async def _acquire(self, limit: float) -> Attempt:
         self._calls.begin()
-        task = asyncio.current_task()
-        cancellations = task.cancelling() if task else 0
+        before = cancellations()
         try:
             outcome = await arun(self._client, self._calls.ask(waiting=limit > 0))
             if isinstance(outcome, Taken) and limit > 0:
                 outcome = await self._wait(outcome, limit)
-            if task and task.cancelling() > cancellations:  # wait_for of Python 3.11, in redis-py, swallows some
+            if cancellations() > before:
                 raise asyncio.CancelledError  # noqa: TRY301  # ends as any other cancellation
         except StoreError:
             self._calls.forget()
@@ -250,14 +257,6 @@ class DistributedLock:
             lease.when_lost(told)
         if self._auto_renew:
             self._heartbeat.add(lease)
-
-    async def _release(self, call: Call[None], lease: Lease) -> None:
-        if self._auto_renew:
-            self._heartbeat.remove(lease)
-        try:
-            await arun(self._client, call)
-        finally:
-            await self._rest()
 
 
 class SyncDistributedLock:

@@ -10,6 +10,7 @@
 -- ARGV[3]  fingerprint  digest of the request; "-" when nothing is compared
 -- ARGV[4]  lease_ms     life of the claim without a renewal
 -- ARGV[5]  keep_ms      how much longer the record stays, so that a dead owner leaves a trace
+--          The rest is missing where it is 0, 0, 1, 0:
 -- ARGV[6]  retries      which attempt of the holder this is
 -- ARGV[7]  redelivery   "1": the message may have been delivered before; an ended run is not run again
 -- ARGV[8]  takeover     "1": a lapsed claim is taken over; "0": it is reported as interrupted
@@ -29,9 +30,7 @@
 
 local record, waited, wake = KEYS[1], KEYS[2], KEYS[3]
 local owner, holder, fingerprint = ARGV[1], ARGV[2], ARGV[3]
-local lease_ms, keep_ms, retries = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local redelivery, takeover = ARGV[7] == "1", ARGV[8] == "1"
-local wait_ms = tonumber(ARGV[9])
+local lease_ms, keep_ms, retries = ARGV[4], ARGV[5], ARGV[6] or "0"
 
 local time = redis.call("TIME")
 local now_us = time[1] * 1000000 + time[2]
@@ -47,7 +46,9 @@ if stored then
   if version ~= "1" or not (s_fence and s_time and s_attempt and s_retries) then
     return { "corrupt", string.sub(stored, 1, 60) }
   end
+  local redelivery, takeover, wait_ms = ARGV[7] == "1", ARGV[8] ~= "0", tonumber(ARGV[9] or "0")
   local same_holder = s_holder == holder
+  retries = tonumber(retries)
   local fence_text = string.format("%.0f", s_fence)
 
   if state == "running" and s_owner == owner then
@@ -82,10 +83,9 @@ if stored then
 end
 
 local fence_text = string.format("%.0f", fence)
-local header = table.concat({
-  "1", "running", fence_text, string.format("%.0f", now_ms + lease_ms),
-  attempt, retries, "----", owner, holder, fingerprint,
-}, " ")
-redis.call("SET", record, header .. "\n", "PX", lease_ms + keep_ms)
+local ends_ms = string.format("%.0f", now_ms + lease_ms)
+local header = "1 running " .. fence_text .. " " .. ends_ms .. " " .. attempt .. " " .. retries
+  .. " ---- " .. owner .. " " .. holder .. " " .. fingerprint .. "\n"
+redis.call("SET", record, header, "PX", lease_ms + keep_ms)
 redis.call("DEL", wake) -- the last run's; left over it would make who waits for this one spin
 return { "claimed", fence_text, attempt, taken_over }

@@ -2,8 +2,8 @@
 --
 -- KEYS[1]  lock        string: the holder's token; "r:<grant>" while a released lock is reserved for who waits
 --                      longest; "k:<token>" while it is kept after its release (min_hold)
--- KEYS[2]  fence       hash: f the last fence, o the holder, s since when (ms), r the last released token,
---                      x the token of who left last
+-- KEYS[2]  fence       hash: f the last fence, o the holder, r the last released token, x the token of who left
+--                      last
 -- KEYS[3]  waiting     sorted set: the token of each who waits, by the time (ms) until which that is believed
 -- KEYS[4]  baton       list of at most one grant, popped by who waits longest
 -- KEYS[5]  ended       retries of a run that has ended under this lock (only for guarded runs)
@@ -12,9 +12,9 @@
 -- ARGV[2]  ttl_ms      life of the lock without a renewal
 -- ARGV[3]  holder      task id or label of who asks
 -- ARGV[4]  memory_ms   how long fence and last holder are remembered
--- ARGV[5]  wait_ms     how long to be believed to wait when the lock is taken; "0": does not wait
--- ARGV[6]  grant       what was popped from the baton; "" for none
--- ARGV[7]  retries     which attempt of the guarded run this is
+-- ARGV[5]  wait_ms     how long to be believed to wait when the lock is taken; missing or "": does not wait
+-- ARGV[6]  grant       what was popped from the baton; missing or "" for none
+-- ARGV[7]  retries     which attempt of the guarded run this is; missing without one
 -- ARGV[8]  redelivery  "1": the run may have been delivered before; an ended one is not run again
 --
 -- Replies
@@ -26,42 +26,44 @@
 
 local lock, fence, waiting, baton, ended = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local token, ttl_ms, holder, memory_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local wait_ms, grant = tonumber(ARGV[5]), ARGV[6]
-local retries, redelivery = tonumber(ARGV[7]), ARGV[8] == "1"
+local wait_ms, grant = ARGV[5], ARGV[6]
+local retries, redelivery = ARGV[7], ARGV[8] == "1"
 
-local held_by = redis.call("GET", lock)
 local known = redis.call("HMGET", fence, "f", "o", "x")
 local last = known[1] or "0"
-if held_by == token then
-  redis.call("PEXPIRE", lock, ttl_ms)
-  return { "acquired", last }
-end
 if known[3] == token then
   return { "taken", 0, last, "-" } -- who asks has left; only its command was still under way
 end
-if ended and redelivery then
+if redelivery and redis.call("GET", lock) ~= token then
   local before = tonumber(redis.call("GET", ended) or "-1")
-  if retries <= before then
+  if tonumber(retries) <= before then
     return { "ended", before }
   end
 end
 
+local held_by = redis.call("SET", lock, token, "NX", "GET", "PX", ttl_ms) -- false: it was free, and is ours
+if held_by == token then
+  redis.call("PEXPIRE", lock, ttl_ms)
+  return { "acquired", last }
+end
 local time = redis.call("TIME")
-local now_ms = string.format("%.0f", time[1] * 1000 + math.floor(time[2] / 1000))
-local reserved_for = held_by and string.match(held_by, "^r:(.*)")
-if held_by and not (reserved_for and (reserved_for == grant or redis.call("LPOP", baton))) then
-  if wait_ms > 0 then
-    redis.call("ZADD", waiting, now_ms + wait_ms, token)
-    redis.call("PEXPIRE", waiting, wait_ms)
+if held_by then
+  local reserved_for = string.match(held_by, "^r:(.*)")
+  if not (reserved_for and (reserved_for == grant or redis.call("LPOP", baton))) then
+    if wait_ms and wait_ms ~= "" then
+      local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+      redis.call("ZADD", waiting, string.format("%.0f", now_ms + wait_ms), token)
+      redis.call("PEXPIRE", waiting, wait_ms)
+    end
+    return { "taken", redis.call("PTTL", lock), last, known[2] or "-" }
   end
-  return { "taken", redis.call("PTTL", lock), last, known[2] or "-" }
+  redis.call("SET", lock, token, "PX", ttl_ms)
 end
 
 local next_fence = string.format("%.0f", math.max(last + 1, time[1] * 1000000 + time[2]))
-redis.call("HSET", fence, "f", next_fence, "o", holder, "s", now_ms)
+redis.call("HSET", fence, "f", next_fence, "o", holder)
 redis.call("PEXPIRE", fence, memory_ms)
-redis.call("SET", lock, token, "PX", ttl_ms)
-if wait_ms > 0 then
+if wait_ms then
   redis.call("ZREM", waiting, token)
 end
 return { "acquired", next_fence }

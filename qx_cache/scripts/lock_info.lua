@@ -4,7 +4,7 @@
 --
 -- Replies
 --   {"free", waiters}
---   {"held"|"reserved"|"kept", waiters, remaining_ms, fence, holder, since_ms}
+--   {"held"|"reserved"|"kept", waiters, remaining_ms, fence, holder}
 
 local lock, fence, waiting = KEYS[1], KEYS[2], KEYS[3]
 local time = redis.call("TIME")
@@ -16,5 +16,5 @@ if not held_by then
   return { "free", waiters }
 end
 local state = ({ ["r:"] = "reserved", ["k:"] = "kept" })[string.sub(held_by, 1, 2)] or "held"
-local known = redis.call("HMGET", fence, "f", "o", "s")
-return { state, waiters, redis.call("PTTL", lock), known[1] or "0", known[2] or "-", known[3] or now_ms }
+local known = redis.call("HMGET", fence, "f", "o")
+return { state, waiters, redis.call("PTTL", lock), known[1] or "0", known[2] or "-" }

@@ -6,20 +6,20 @@
 -- ARGV[1]  token        of the holder
 -- ARGV[2]  memory_ms    how long the fence is remembered
 -- ARGV[3]  reserve_ms   how long the lock is kept for who waits longest; "0": whoever comes first may take it
--- ARGV[4]  min_hold_ms  the shortest time between acquire and the next holder
--- ARGV[5]  retries      which attempt of the guarded run has ended
+-- ARGV[4]  min_hold_ms  the shortest time between acquire and the next holder; missing: none
+-- ARGV[5]  retries      which attempt of the guarded run has ended; missing without one
 -- ARGV[6]  ended_ms     how long that is remembered
 --
 -- Replies
---   {"released"}  the lock is free, handed over, or kept until min_hold_ms have passed
---   {"again"}     this token released it before: the reply was lost
---   {"lost"}      it is not this token's any more; another's lock was not touched
+--   "released"   the lock is free, handed over, or kept until min_hold_ms have passed
+--   "again"      this token released it before: the reply was lost
+--   "lost"       it is not this token's any more; another's lock was not touched
 --
 -- Safe to repeat: the second time says "again" and changes nothing.
 -- The wake-up cannot be lost: the grant stays in the list until somebody pops it or the reserve ends.
 
 local lock, fence, waiting, baton, ended = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local token, memory_ms, reserve_ms, min_hold_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local token, memory_ms, reserve_ms, min_hold_ms = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4] or "0")
 local retries, ended_ms = ARGV[5], ARGV[6]
 
 if ended then
@@ -27,23 +27,25 @@ if ended then
   redis.call("SET", ended, string.format("%.0f", math.max(before, tonumber(retries))), "PX", ended_ms)
 end
 if redis.call("GET", lock) ~= token then
-  return { redis.call("HGET", fence, "r") == token and "again" or "lost" }
+  return redis.call("HGET", fence, "r") == token and "again" or "lost"
 end
 
 local kept_ms = 0
 if min_hold_ms > 0 then
   local time = redis.call("TIME")
-  local since = tonumber(redis.call("HGET", fence, "s") or "0")
-  kept_ms = since + min_hold_ms - (time[1] * 1000 + math.floor(time[2] / 1000))
+  local since_us = tonumber(redis.call("HGET", fence, "f") or "0") -- a fence is the time of its acquire
+  local held_ms = math.floor((time[1] * 1000000 + time[2] - since_us) / 1000)
+  kept_ms = min_hold_ms - math.max(0, held_ms)
 end
-redis.call("HSET", fence, "r", token)
-redis.call("PEXPIRE", fence, memory_ms)
+if redis.call("HSET", fence, "r", token) == 1 then -- else it is there, and has the life that the acquire gave it
+  redis.call("PEXPIRE", fence, memory_ms)
+end
 if kept_ms > 0 then
   redis.call("SET", lock, "k:" .. token, "PX", kept_ms)
 elseif redis.call("EXISTS", waiting) == 0 then
   redis.call("DEL", lock)
 else
-  if reserve_ms > 0 then
+  if reserve_ms ~= "0" then
     redis.call("SET", lock, "r:" .. token, "PX", reserve_ms)
   else
     redis.call("DEL", lock)
@@ -52,4 +54,4 @@ else
   redis.call("RPUSH", baton, token)
   redis.call("PEXPIRE", baton, 1000)
 end
-return { "released" }
+return "released"
