@@ -221,33 +221,31 @@ class Records:
 
     def get(self, key: str, default: Any) -> Call[Any]:
         def parse(reply: bytes | None) -> Any:
-            if reply is None:
-                return default
-            header, _, body = reply.partition(b"\n")
-            words = header.split(b" ")
-            if len(words) != _HEADER_WORDS or words[0] != b"1":
-                raise CorruptRecordError(key, header[:60].decode(errors="replace"))
-            if words[1] == b"failed":
-                raise _failure(key, body)
-            if words[1] != b"done":
-                return default
-            if words[6][1:2] == b"n":
-                raise ResultNotKeptError(key)
-            return unpacked(self._codec, words[6][2:3] == b"z", body)
+            return default if reply is None else self._result(key, reply, default)
 
         return command(parse, "GET", self._keys.record(key))
 
-    def peek(self, key: str, *, waiting: bool = False) -> Call[RecordInfo | None]:
-        return self._peek(key, self.keys(key)[:2], WAIT_MS if waiting else 0)
+    def await_end(self, key: str, default: Any) -> Call[tuple[RecordInfo | None, Any]]:
+        """Who is at work, to be waited for; or None and what ``get`` would return."""
+
+        def parse(reply: Any) -> tuple[RecordInfo | None, Any]:
+            if word(reply) == "absent":
+                return None, default
+            header, _, _ = reply[1].partition(b"\n")
+            info = _info(key, header, now_ms=int(reply[2]))
+            return (info, None) if info.state == "running" else (None, self._result(key, reply[1], default))
+
+        return script_call(PEEK, self.keys(key)[:2], (WAIT_MS,), parse)
+
+    def peek(self, key: str) -> Call[RecordInfo | None]:
+        return self._peek(key, (self._keys.record(key),))
 
     @staticmethod
-    def _peek(key: str, keys: Sequence[bytes], wait_ms: int = 0) -> Call[RecordInfo | None]:
+    def _peek(key: str, keys: Sequence[bytes]) -> Call[RecordInfo | None]:
         def parse(reply: Any) -> RecordInfo | None:
-            if word(reply) == "absent":
-                return None
-            return _info(key, reply[1], now_ms=int(reply[2]))
+            return None if word(reply) == "absent" else _info(key, reply[1], now_ms=int(reply[2]))
 
-        return script_call(PEEK, keys, (wait_ms,), parse)
+        return script_call(PEEK, keys, (), parse)
 
     def wake(self, key: str, block_seconds: float) -> Call[None]:
         """Wait for the end of a run that is waited for; the element stays for all others who wait."""
@@ -276,6 +274,19 @@ class Records:
             for info in infos
             if isinstance(info, RecordInfo) and state in {None, info.state} and info.age_seconds >= age
         ]
+
+    def _result(self, key: str, stored: bytes, default: Any) -> Any:
+        header, _, body = stored.partition(b"\n")
+        words = header.split(b" ")
+        if len(words) != _HEADER_WORDS or words[0] != b"1":
+            raise CorruptRecordError(key, header[:60].decode(errors="replace"))
+        if words[1] == b"failed":
+            raise _failure(key, body)
+        if words[1] != b"done":
+            return default
+        if words[6][1:2] == b"n":
+            raise ResultNotKeptError(key)
+        return unpacked(self._codec, words[6][2:3] == b"z", body)
 
     def _other(self, key: str, given: str, reply: Any) -> Outcome:  # noqa: PLR0911  # one a word
         name, rest = word(reply), reply[1:]

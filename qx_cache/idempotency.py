@@ -219,14 +219,14 @@ class IdempotencyStore:
             StoreError: Redis gave no usable answer; and the errors of ``get``.
         """
         wait = Wait(wait_seconds)
-        info = await arun(self._client, self._records.peek(key, waiting=True))
-        while info is not None and info.state == "running":
+        while True:
+            info, result = await arun(self._client, self._records.await_end(key, default))
+            if info is None:
+                return result
             pause = wait.pause(info.remaining_seconds)
             if not pause:
                 raise InProgressError(key, info.holder, info.remaining_seconds)
             await self._await_wake(key, pause)
-            info = await arun(self._client, self._records.peek(key, waiting=True))
-        return await self.get(key, default)
 
     async def peek(self, key: str) -> RecordInfo | None:
         """The header of a record, without its result; None when there is none. Errors as ``get``."""
@@ -442,14 +442,14 @@ class SyncIdempotencyStore:
     def wait(self, key: str, default: Any = None, *, wait_seconds: Duration | None = None) -> Any:
         """Blocking twin of ``IdempotencyStore.wait``."""
         wait = Wait(wait_seconds)
-        info = run(self._client, self._records.peek(key, waiting=True))
-        while info is not None and info.state == "running":
+        while True:
+            info, result = run(self._client, self._records.await_end(key, default))
+            if info is None:
+                return result
             pause = wait.pause(info.remaining_seconds)
             if not pause:
                 raise InProgressError(key, info.holder, info.remaining_seconds)
             self._wait_for_wake(key, pause)
-            info = run(self._client, self._records.peek(key, waiting=True))
-        return self.get(key, default)
 
     def peek(self, key: str) -> RecordInfo | None:
         """Blocking twin of ``IdempotencyStore.peek``."""

@@ -1,0 +1,53 @@
+"""Interleaved rounds: each contender in turn, many times, and ratios to the first one of the same round."""
+
+import asyncio
+import inspect
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+Contenders = Mapping[str, Callable[[], Any]]
+
+
+def compare(contenders: Contenders, *, rounds: int, times: int) -> dict[str, dict[str, float]]:
+    """Median microseconds and median ratio to the first contender, which is the floor."""
+    return asyncio.run(acompare(contenders, rounds=rounds, times=times))
+
+
+async def acompare(contenders: Contenders, *, rounds: int, times: int) -> dict[str, dict[str, float]]:
+    """The same where contenders are coroutine functions, or some are."""
+    floor = next(iter(contenders))
+    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        took = {name: await _each(function, times) for name, function in contenders.items()}
+        for name, seconds in took.items():
+            seen[name].append((seconds * 1e6, seconds / took[floor]))
+    return {
+        name: {
+            "us": round(statistics.median(us for us, _ in pairs), 1),
+            "ratio": round(statistics.median(ratio for _, ratio in pairs), 3),
+            "ratio_low": round(statistics.quantiles((ratio for _, ratio in pairs), n=10)[0], 3),
+            "ratio_high": round(statistics.quantiles((ratio for _, ratio in pairs), n=10)[-1], 3),
+        }
+        for name, pairs in seen.items()
+    }
+
+
+async def _each(function: Callable[[], Any], times: int) -> float:
+    if inspect.iscoroutinefunction(function):
+        awaited: Callable[[], Awaitable[Any]] = function
+        began = time.perf_counter()
+        for _ in range(times):
+            await awaited()
+        return (time.perf_counter() - began) / times
+    began = time.perf_counter()
+    for _ in range(times):
+        function()
+    return (time.perf_counter() - began) / times
+
+
+def percentile(values: list[float], part: float) -> float:
+    """The value that ``part`` of all do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
