@@ -6,9 +6,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 HOLD_SECONDS, THINK_SECONDS, PROCESSES = 0.02, 0.04, 9
+WARM_SECONDS, SETTLE_SECONDS = 1.0, 7.0
 
 
 def holder(name: str, url: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
@@ -70,7 +72,8 @@ def start(mode: str, name: str, url: str, seconds: float) -> "subprocess.Popen[s
     """One process of this module."""
     words = [sys.executable, "-W", "ignore", "-m", "benchmarks.contention", name, "--mode", mode]
     words += ["--url", url, "--seconds", str(seconds)]
-    made = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    made = subprocess.Popen(words, text=True, **pipes)  # type: ignore[call-overload]
     made.stdout.readline()  # type: ignore[union-attr]
     return made
 
@@ -88,8 +91,9 @@ def handover(name: str, url: str, seconds: float) -> dict[str, float]:
         for one in processes
         for asked, got, released in json.loads(one.communicate(timeout=seconds + 60)[0])
     )
+    turns = [turn for turn in turns if turn[1] > turns[0][0] + WARM_SECONDS]  # all connections are open by then
     pauses, overtaken = [], 0
-    for (_, _, released), (got, asked, _) in zip(turns, turns[1:], strict=False):
+    for (_, _, released), (got, asked, _) in pairwise(turns):
         if asked < released:
             pauses.append(1000 * (got - released))
     for i, (got, asked, _) in enumerate(turns):
@@ -111,16 +115,21 @@ def idle(name: str, seconds: float) -> dict[str, float]:
         acquire, _ = holder(name, one.url)
         acquire()
         processes = [start("wait", name, one.url, seconds) for _ in range(PROCESSES - 1)]
-        time.sleep(1)  # until the last has asked
+        time.sleep(SETTLE_SECONDS)  # until each has asked, and its connections are open
         before, began = admin.info("stats"), time.monotonic()
         time.sleep(seconds)
         after, took = admin.info("stats"), time.monotonic() - began
+        gave_up = sum(process.poll() is not None for process in processes)
         for process in processes:
             process.kill()
             process.communicate()
     reads = after["total_reads_processed"] - before["total_reads_processed"] - 1
     taken = after["total_net_input_bytes"] - before["total_net_input_bytes"]
-    return {"reads_per_second": round(reads / took, 2), "bytes_per_second": round(taken / took)}
+    return {
+        "reads_per_second": round(reads / took, 2),
+        "bytes_per_second": round(taken / took),
+        "gave_up": gave_up,
+    }
 
 
 def main() -> None:
@@ -129,7 +138,7 @@ def main() -> None:
     words.add_argument("name", choices=["qx_cache", "redis-py Lock", "python-redis-lock", "redlock-ng"])
     words.add_argument("--mode", choices=["all", "work", "wait"], default="all")
     words.add_argument("--url")
-    words.add_argument("--seconds", type=float, default=6)
+    words.add_argument("--seconds", type=float, default=12)
     said = words.parse_args()
     if said.mode == "work":
         work(said.name, said.url, said.seconds)

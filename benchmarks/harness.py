@@ -19,8 +19,10 @@ async def acompare(contenders: Contenders, *, rounds: int, times: int) -> dict[s
     """The same where contenders are coroutine functions, or some are."""
     floor = next(iter(contenders))
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        took = {name: await _each(function, times) for name, function in contenders.items()}
+    names = list(contenders)
+    for number in range(rounds):
+        first = number % len(names)  # who comes after whom matters, so that changes
+        took = {name: await _each(contenders[name], times) for name in names[first:] + names[:first]}
         for name, seconds in took.items():
             seen[name].append((seconds * 1e6, seconds / took[floor]))
     return {

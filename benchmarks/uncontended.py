@@ -1,4 +1,4 @@
-"""Acquire and release with nobody else there; claim and complete of new keys. By both twins, beside floor and peers."""
+"""Acquire and release with nobody else there; claim and complete of new keys: both twins, the floor, peers."""
 
 import argparse
 import itertools
@@ -125,7 +125,7 @@ def claims(url: str) -> dict[str, Callable[[], Any]]:
         persistence_store=RedisCachePersistenceLayer(client=client),
         config=IdempotencyConfig(expires_after_seconds=60),
     )
-    def powertools_work(order: str) -> str:
+    def powertools_work(order: str) -> str:  # noqa: ARG001  # the key is made of it
         return RESULT
 
     def powertools() -> None:
@@ -186,7 +186,7 @@ def main() -> None:
 
     async def run(url: str) -> dict[str, dict[str, float]]:
         contenders = KINDS[said.kind](url)
-        for name, function in reversed(contenders.items()):  # ours loads the script of the asyncio floor
+        for function in reversed(contenders.values()):  # ours loads the script of the asyncio floor
             for _ in range(100):
                 made = function()
                 if hasattr(made, "__await__"):
