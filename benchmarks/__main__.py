@@ -50,8 +50,7 @@ def main() -> None:
         "waking": measured("waking"),
     }
     (said.folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    (said.folder / "results.md").write_text(report.table(results))
-    report.plot(results, said.folder / "results.png")
+    report.write(results, said.folder)
     print(said.folder / "results.md")
 
 

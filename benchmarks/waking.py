@@ -39,6 +39,27 @@ async def waking(url: str) -> dict[str, float]:
     return {"p50_ms": round(percentile(pauses, 0.5), 2), "last_ms": round(max(pauses), 2)}
 
 
+async def waking_tasks(url: str) -> dict[str, float]:
+    """The same for a hundred tasks of one client, as in a web server whose caller retries."""
+    pauses: list[float] = []
+    async with redis.asyncio.Redis.from_url(url) as owner, redis.asyncio.Redis.from_url(url) as other:
+        store, waiter = IdempotencyStore(owner, ttl_seconds=60), IdempotencyStore(other)
+
+        async def wait(key: str) -> float:
+            await waiter.wait(key, wait_seconds=20)
+            return time.perf_counter()
+
+        for number in range(ROUNDS):
+            claim = await store.claim(f"tasks{number}")
+            waiting = [asyncio.create_task(wait(claim.key)) for _ in range(WAITERS)]
+            while (await owner.info("clients"))["blocked_clients"] < 1:
+                await asyncio.sleep(0.01)
+            began = time.perf_counter()
+            await store.complete(claim, "done")
+            pauses += [1000 * (ended - began) for ended in await asyncio.gather(*waiting)]
+    return {"tasks_p50_ms": round(percentile(pauses, 0.5), 2), "tasks_last_ms": round(max(pauses), 2)}
+
+
 async def waking_one(url: str) -> dict[str, float]:
     """From a completion to the only one who waits for it."""
     pauses: list[float] = []
@@ -73,5 +94,6 @@ def memory(url: str) -> dict[str, float]:
 
 if __name__ == "__main__":
     with server() as one:
-        figures = {**asyncio.run(waking(one.url)), **asyncio.run(waking_one(one.url)), **memory(one.url)}
+        figures = {**asyncio.run(waking(one.url)), **asyncio.run(waking_tasks(one.url))}
+        figures |= {**asyncio.run(waking_one(one.url)), **memory(one.url)}
     json.dump(figures, sys.stdout)

@@ -221,19 +221,19 @@ class Records:
 
     def get(self, key: str, default: Any) -> Call[Any]:
         def parse(reply: bytes | None) -> Any:
-            return default if reply is None else self._result(key, reply, default)
+            return self.result(key, reply, default)
 
         return command(parse, "GET", self._keys.record(key))
 
-    def await_end(self, key: str, default: Any) -> Call[tuple[RecordInfo | None, Any]]:
-        """Who is at work, to be waited for; or None and what ``get`` would return."""
+    def await_end(self, key: str) -> Call[RecordInfo | bytes | None]:
+        """Who is at work, to be waited for; or what is stored, for ``result``."""
 
-        def parse(reply: Any) -> tuple[RecordInfo | None, Any]:
+        def parse(reply: Any) -> RecordInfo | bytes | None:
             if word(reply) == "absent":
-                return None, default
-            header, _, _ = reply[1].partition(b"\n")
-            info = _info(key, header, now_ms=int(reply[2]))
-            return (info, None) if info.state == "running" else (None, self._result(key, reply[1], default))
+                return None
+            stored: bytes = reply[1]
+            info = _info(key, stored.partition(b"\n")[0], now_ms=int(reply[2]))
+            return info if info.state == "running" else stored
 
         return script_call(PEEK, self.keys(key)[:2], (WAIT_MS,), parse)
 
@@ -275,7 +275,10 @@ class Records:
             if isinstance(info, RecordInfo) and state in {None, info.state} and info.age_seconds >= age
         ]
 
-    def _result(self, key: str, stored: bytes, default: Any) -> Any:
+    def result(self, key: str, stored: bytes | None, default: Any) -> Any:
+        """What a stored record says came of the work; ``default`` where it says nothing."""
+        if stored is None:
+            return default
         header, _, body = stored.partition(b"\n")
         words = header.split(b" ")
         if len(words) != _HEADER_WORDS or words[0] != b"1":

@@ -11,7 +11,7 @@ from qx_cache._call import Call
 from qx_cache._many import arun_many, run_many
 from qx_cache._records import MAX_RESULT_BYTES, SCAN_KEYS, Records, Wait
 from qx_cache._run import AsyncClient, SyncClient, arun, cancellations, require_async, require_sync, run
-from qx_cache._waits import await_wake, wait_for_wake
+from qx_cache._waits import await_wake, shared, wait_for_wake
 from qx_cache.codecs import Codec, JsonCodec
 from qx_cache.durations import Duration
 from qx_cache.errors import InProgressError, ResultEncodingError, StoreError
@@ -219,14 +219,15 @@ class IdempotencyStore:
             StoreError: Redis gave no usable answer; and the errors of ``get``.
         """
         wait = Wait(wait_seconds)
-        while True:
-            info, result = await arun(self._client, self._records.await_end(key, default))
-            if info is None:
-                return result
-            pause = wait.pause(info.remaining_seconds)
+        call = self._records.await_end(key)
+        while isinstance(
+            found := await shared(self._client, call.key, partial(arun, self._client, call)), RecordInfo
+        ):
+            pause = wait.pause(found.remaining_seconds)
             if not pause:
-                raise InProgressError(key, info.holder, info.remaining_seconds)
+                raise InProgressError(key, found.holder, found.remaining_seconds)
             await self._await_wake(key, pause)
+        return self._records.result(key, found, default)
 
     async def peek(self, key: str) -> RecordInfo | None:
         """The header of a record, without its result; None when there is none. Errors as ``get``."""
@@ -442,14 +443,13 @@ class SyncIdempotencyStore:
     def wait(self, key: str, default: Any = None, *, wait_seconds: Duration | None = None) -> Any:
         """Blocking twin of ``IdempotencyStore.wait``."""
         wait = Wait(wait_seconds)
-        while True:
-            info, result = run(self._client, self._records.await_end(key, default))
-            if info is None:
-                return result
-            pause = wait.pause(info.remaining_seconds)
+        call = self._records.await_end(key)
+        while isinstance(found := run(self._client, call), RecordInfo):
+            pause = wait.pause(found.remaining_seconds)
             if not pause:
-                raise InProgressError(key, info.holder, info.remaining_seconds)
+                raise InProgressError(key, found.holder, found.remaining_seconds)
             self._wait_for_wake(key, pause)
+        return self._records.result(key, found, default)
 
     def peek(self, key: str) -> RecordInfo | None:
         """Blocking twin of ``IdempotencyStore.peek``."""

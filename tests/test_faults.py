@@ -219,20 +219,26 @@ async def test_what_memory_pressure_evicts_is_told_as_lost_and_a_result_is_store
         assert await store.complete(claim, 7)
 
 
-async def test_a_server_without_room_lets_locks_go_and_refuses_new_ones(connect):
-    with start_server(config={"maxmemory-policy": "noeviction"}) as server:
+async def test_a_server_without_room_takes_every_end_and_refuses_beginnings(connect):
+    with start_server(config={"maxmemory-policy": "noeviction"}) as server, server_client(server) as raw:
         world = await connect(server.url)
+        store = world.make("IdempotencyStore")
         held = world.make("DistributedLock", "l", ttl_seconds=1, auto_renew=True)
         lease = await held.acquire()
-        with server_client(server) as raw:
-            raw.config_set("maxmemory", 1)
-            before = lease._valid_until
-            await holds(lambda: lease._valid_until > before)  # renewals work
-            with pytest.raises(StoreRefusedError, match=r"(?i)maxmemory|OOM"):
-                await world.make("DistributedLock", "other").acquire()
-            await held.release()
-            assert not raw.exists("qx:lock:1:{l}")
-            raw.config_set("maxmemory", 0)
+        done, ended, back = [await store.claim(key) for key in ("done", "ended", "back")]
+        raw.config_set("maxmemory", 1)
+        for beginning in (store.claim("new"), world.make("DistributedLock", "other").acquire()):
+            with pytest.raises(StoreRefusedError, match="maxmemory"):
+                await beginning
+        before = lease._valid_until
+        await holds(lambda: lease._valid_until > before)  # renewals work
+        await store.complete(done, "a result")
+        await store.release(ended)
+        assert await store.abandon(back)
+        await held.release()
+        assert await store.set("other", 1)
+        assert "a result" == await store.get("done")
+        assert not raw.exists("qx:lock:1:{l}")
 
 
 def server_client(server):

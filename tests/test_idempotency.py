@@ -21,11 +21,7 @@ from qx_cache import (
     ResultNotKeptError,
     Running,
     StoreRefusedError,
-    SyncDistributedLock,
-    SyncIdempotencyStore,
-    create_sync_client,
 )
-from qx_cache.embedded import start_server
 
 
 @pytest.fixture
@@ -279,22 +275,3 @@ async def test_run_says_why_it_cannot(store):
         await store.run("k", lambda: None, wait_seconds=0)
     with pytest.raises(IdempotencyMismatchError):
         await store.run("k", lambda: None, fingerprint="b")
-
-
-def test_a_server_without_room_refuses_claims_and_takes_every_end():
-    with start_server() as server, create_sync_client(server.url) as client:
-        store = SyncIdempotencyStore(client)
-        done, ended, back = (store.claim(key) for key in ("done", "ended", "back"))
-        lock = SyncDistributedLock(client, "l")
-        lock.acquire()
-        client.config_set("maxmemory", "1")
-        for refused in (lambda: store.claim("new"), SyncDistributedLock(client, "m").acquire):
-            with pytest.raises(StoreRefusedError, match="maxmemory"):
-                refused()
-
-        store.complete(done, "a result")
-        store.release(ended)
-        assert store.abandon(back)
-        lock.release()
-        assert store.set("other", 1)
-        assert "a result" == store.get("done")
