@@ -238,15 +238,6 @@ class LockCalls:
         return self._lease
 
 
-def chained(error: BaseException, failure: BaseException) -> None:
-    """Put ``failure`` below an exception that is in flight already, so that both are seen and none is masked."""
-    lowest = error
-    while lowest.__context__ is not None and lowest.__context__ is not failure:
-        lowest = lowest.__context__
-    failure.__context__ = None
-    lowest.__context__ = failure
-
-
 def settled(name: str, wait_seconds: float, outcome: Attempt) -> Lease:
     """The lease of a wait that is over, or the error that says why there is none."""
     match outcome:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias, TypeVar, cast
 
 import redis
@@ -10,7 +10,7 @@ import redis.asyncio
 from redis import exceptions
 
 from qx_cache._call import Call
-from qx_cache.errors import StoreError, StoreRefusedError, StoreUnavailableError, WrongClientError
+from qx_cache.errors import CacheError, StoreError, StoreRefusedError, StoreUnavailableError, WrongClientError
 
 T = TypeVar("T")
 AsyncServer: TypeAlias = redis.asyncio.Redis
@@ -124,6 +124,23 @@ def cancellations() -> int:
     """
     task = asyncio.current_task()
     return task.cancelling() if task else 0
+
+
+async def to_the_end(make: Callable[[], Awaitable[T]]) -> T:
+    """Await what ``make`` makes; when cancelled, make it once more and see it through before that.
+
+    For what is safe to repeat and must not be left half done: redis-py drops the connection of a cancelled call.
+    """
+    before = cancellations()
+    try:
+        made = await make()
+    except asyncio.CancelledError:
+        with suppress(CacheError):
+            await asyncio.shield(make())
+        raise
+    if cancellations() > before:
+        raise asyncio.CancelledError
+    return made
 
 
 def require_async(client: object, user: str, twin: str = "") -> None:

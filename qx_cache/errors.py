@@ -281,3 +281,12 @@ class RecordedFailureError(IdempotencyError):
     def says(self) -> str:
         """Names the failure."""
         return f"the run failed with {self.error_type}: {self.message}"
+
+
+def chained(error: BaseException, failure: BaseException) -> None:
+    """Put ``failure`` below an exception that is in flight already, so that both are seen and none is masked."""
+    lowest = error
+    while lowest.__context__ is not None and lowest.__context__ is not failure:
+        lowest = lowest.__context__
+    failure.__context__ = None
+    lowest.__context__ = failure

@@ -10,11 +10,20 @@ from typing import Any, TypeVar
 from qx_cache._call import Call
 from qx_cache._many import arun_many, run_many
 from qx_cache._records import MAX_RESULT_BYTES, SCAN_KEYS, Records, Wait
-from qx_cache._run import AsyncClient, SyncClient, arun, cancellations, require_async, require_sync, run
+from qx_cache._run import (
+    AsyncClient,
+    SyncClient,
+    arun,
+    cancellations,
+    require_async,
+    require_sync,
+    run,
+    to_the_end,
+)
 from qx_cache._waits import await_wake, shared, wait_for_wake
 from qx_cache.codecs import Codec, JsonCodec
 from qx_cache.durations import Duration
-from qx_cache.errors import InProgressError, ResultEncodingError, StoreError
+from qx_cache.errors import ClaimLostError, InProgressError, ResultEncodingError, StoreError, chained
 from qx_cache.heartbeat import AsyncHeartbeat, Heartbeat, async_heartbeat_of, heartbeat_of
 from qx_cache.outcomes import Claimed, Done, Outcome, RecordInfo, Running, refuse, replayed
 
@@ -274,7 +283,8 @@ class IdempotencyStore:
         """Run ``function(*args, **kwargs)`` once for ``key``, or return what it returned before.
 
         Claims, keeps the lease alive, completes, replays; waits while another holder is at work. When the
-        function raises, the claim is released and the next caller runs it again.
+        function raises, the claim is released and the next caller runs it again; when it has returned, its
+        result is recorded, also if this task is cancelled meanwhile.
 
         Args:
             key: Non-empty text that names the work.
@@ -299,14 +309,14 @@ class IdempotencyStore:
         self._heartbeat.add(outcome.lease)
         try:
             result = await function(*args, **kwargs)
-        except Exception:
-            await self.release(outcome)
+        except Exception as error:
+            await self._end_below(error, lambda: self.release(outcome))
             raise
-        except BaseException:
-            await asyncio.shield(self.abandon(outcome, counted=False))
+        except BaseException as error:
+            await self._end_below(error, lambda: self.abandon(outcome, counted=False))
             raise
         else:
-            await self._complete_or_mark(outcome, result)
+            await to_the_end(lambda: self._complete_or_mark(outcome, result))
             return result
         finally:
             self._heartbeat.remove(outcome.lease)
@@ -332,6 +342,14 @@ class IdempotencyStore:
             return self._records.wake(key, block_seconds)
 
         await await_wake(self._client, self._records.keys(key)[2], call, seconds)
+
+    @staticmethod
+    async def _end_below(error: BaseException, end: Callable[[], Awaitable[Any]]) -> None:
+        """End a claim while ``error`` is in flight, which is what the caller is to see."""
+        try:
+            await to_the_end(end)
+        except (ClaimLostError, StoreError) as failure:
+            chained(error, failure)
 
     async def _complete_or_mark(self, claim: Claimed, result: Any) -> None:
         try:
@@ -484,17 +502,24 @@ class SyncIdempotencyStore:
         self._heartbeat.add(outcome.lease)
         try:
             result = function(*args, **kwargs)
-        except Exception:
-            self.release(outcome)
+        except Exception as error:
+            self._end_below(error, lambda: self.release(outcome))
             raise
-        except BaseException:
-            self.abandon(outcome, counted=False)
+        except BaseException as error:
+            self._end_below(error, lambda: self.abandon(outcome, counted=False))
             raise
         else:
             self._complete_or_mark(outcome, result)
             return result
         finally:
             self._heartbeat.remove(outcome.lease)
+
+    @staticmethod
+    def _end_below(error: BaseException, end: Callable[[], Any]) -> None:
+        try:
+            end()
+        except (ClaimLostError, StoreError) as failure:
+            chained(error, failure)
 
     def _complete_or_mark(self, claim: Claimed, result: Any) -> None:
         try:

@@ -17,13 +17,21 @@ from qx_cache._locks import (
     LockCalls,
     LockInfo,
     Taken,
-    chained,
     settled,
 )
-from qx_cache._run import AsyncClient, SyncClient, arun, cancellations, require_async, require_sync, run
+from qx_cache._run import (
+    AsyncClient,
+    SyncClient,
+    arun,
+    cancellations,
+    require_async,
+    require_sync,
+    run,
+    to_the_end,
+)
 from qx_cache._waits import await_at_server, wait_at_server
 from qx_cache.durations import Duration, patience
-from qx_cache.errors import LockNotHeldError, StoreError
+from qx_cache.errors import LockNotHeldError, StoreError, chained
 from qx_cache.heartbeat import AsyncHeartbeat, Heartbeat, async_heartbeat_of, heartbeat_of
 from qx_cache.lease import Lease, boottime
 
@@ -141,11 +149,7 @@ class DistributedLock:
         if self._auto_renew:
             self._heartbeat.remove(lease)
         try:
-            await arun(self._client, call)
-        except asyncio.CancelledError:
-            with suppress(LockNotHeldError, StoreError):
-                await asyncio.shield(arun(self._client, call))  # safe to repeat, and the lock is not to wait
-            raise
+            await to_the_end(lambda: arun(self._client, call))
         finally:
             await self._rest()
 

@@ -269,6 +269,36 @@ async def test_run_releases_when_the_function_raises(world, store):
     assert isinstance(await store.claim("k"), Claimed)
 
 
+async def test_what_the_function_raised_is_not_masked_by_a_lost_claim(world, store, raw):
+    def lose():
+        raw.set(f"{world.namespace}:idem:1:{{k}}", "1 ended 1 1 1 0 ---- another x -\n", ex=60)
+        raise ValueError("mine")
+
+    async def alose():
+        lose()
+
+    with pytest.raises(ValueError, match="mine") as caught:
+        await store.run("k", alose if world.kind == "async" else lose)
+    assert isinstance(caught.value.__context__, ClaimLostError)
+
+
+async def test_a_result_is_recorded_though_its_task_is_cancelled(world, store):
+    if world.kind == "sync":
+        pytest.skip("a blocking run cannot be cancelled")
+    returning = asyncio.Event()
+
+    async def work():
+        returning.set()
+        return 7
+
+    running = asyncio.create_task(store.run("k", work))
+    await returning.wait()  # its completion is under way now
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert 7 == await store.get("k")
+
+
 async def test_run_says_why_it_cannot(store):
     await store.claim("k", fingerprint="a")
     with pytest.raises(InProgressError):
