@@ -69,6 +69,23 @@ def world_of():
     return World
 
 
+@pytest.fixture(params=["async", "sync"])
+async def connect(request):
+    """Opens clients of one kind; they are closed at the end."""
+    from qx_cache import create_client, create_sync_client
+
+    made = []
+
+    async def connect(url):
+        client = await create_client(url) if request.param == "async" else create_sync_client(url)
+        made.append(client)
+        return World(request.param, client, "qx")
+
+    yield connect
+    for client in made:
+        await client.aclose() if request.param == "async" else client.close()
+
+
 @pytest.fixture
 def raw(qx_redis_url):
     with redis.Redis.from_url(qx_redis_url) as client:

@@ -19,8 +19,6 @@ from qx_cache import (
     LockNotHeldError,
     StoreRefusedError,
     SyncDistributedLock,
-    create_client,
-    create_sync_client,
 )
 from qx_cache.embedded import start_server
 
@@ -71,21 +69,6 @@ def process(request, qx_redis_url, qx_namespace):
         made.wait()
         made.stdin.close()
         made.stdout.close()
-
-
-@pytest.fixture(params=["async", "sync"])
-async def connect(request, world_of):
-    """Opens clients of one kind; they are closed at the end."""
-    made = []
-
-    async def connect(url):
-        client = await create_client(url) if request.param == "async" else create_sync_client(url)
-        made.append(client)
-        return world_of(request.param, client, "qx")
-
-    yield connect
-    for client in made:
-        await client.aclose() if request.param == "async" else client.close()
 
 
 async def holds(condition, seconds=10.0):

@@ -17,8 +17,6 @@ from qx_cache import (
     LeaseState,
     LockNotHeldError,
     StoreUnavailableError,
-    create_client,
-    create_sync_client,
     diagnose,
     diagnose_sync,
 )
@@ -26,21 +24,6 @@ from qx_cache import (
 pytestmark = pytest.mark.servers
 PASSWORD = "p:w/d"  # noqa: S105  # of servers that live for seconds
 QUOTED = "p%3Aw%2Fd"
-
-
-@pytest.fixture(params=["async", "sync"])
-async def connect(request, world_of):
-    """Opens clients of one kind; they are closed at the end."""
-    made = []
-
-    async def connect(url):
-        client = await create_client(url) if request.param == "async" else create_sync_client(url)
-        made.append(client)
-        return world_of(request.param, client, "qx")
-
-    yield connect
-    for client in made:
-        await client.aclose() if request.param == "async" else client.close()
 
 
 async def until(condition, seconds=20.0, what="the condition"):
