@@ -33,6 +33,7 @@ from qx_cache.outcomes import (
 
 CLAIM, FINISH, RENEW = Script("claim"), Script("finish"), Script("renew")
 ABANDON, FINALISE, PUT, PEEK = Script("abandon"), Script("finalise"), Script("put"), Script("peek")
+SETTLE = Script("settle")
 WAIT_MS = 6000
 """How long one who waits is believed to, from its last sign: longer than one wait at the server."""
 _LONGEST_BLOCK_SECONDS = 5.0
@@ -237,6 +238,34 @@ class Records:
 
         return script_call(PEEK, self.keys(key)[:2], (WAIT_MS,), parse)
 
+    def look(self, key: str) -> Call[Outcome | None]:
+        def parse(reply: Any) -> Outcome | None:
+            return None if word(reply) == "absent" else self._seen(key, reply[1], int(reply[2]))
+
+        return script_call(PEEK, self.keys(key)[:2], (0,), parse)
+
+    def settle(
+        self,
+        key: str,
+        fence: int,
+        state: str,
+        body: bytes = b"",
+        *,
+        flags: str = "----",
+        ttl: Duration | None = None,
+    ) -> Call[bool]:
+        """Write what became of the run ``fence`` that is over; state ``-`` forgets it."""
+        ttl_ms = self._ttl_ms if ttl is None else milliseconds(seconds(ttl, "ttl_seconds"))
+
+        def parse(reply: Any) -> bool:
+            return word(reply) == "settled"
+
+        return script_call(SETTLE, self.keys(key), (fence, state, ttl_ms, flags, body), parse)
+
+    def resolve(self, key: str, fence: int, result: Any, *, ttl: Duration | None) -> Call[bool]:
+        flag, body = packed(self._codec, result, self._max_result_bytes)
+        return self.settle(key, fence, "done", body, flags=_flags(flag, finalised=False), ttl=ttl)
+
     def peek(self, key: str) -> Call[RecordInfo | None]:
         return self._peek(key, (self._keys.record(key),))
 
@@ -274,6 +303,30 @@ class Records:
             for info in infos
             if isinstance(info, RecordInfo) and state in {None, info.state} and info.age_seconds >= age
         ]
+
+    def _seen(self, key: str, stored: bytes, now_ms: int) -> Outcome:
+        """What a look finds, as a claim would tell it."""
+        header, _, body = stored.partition(b"\n")
+        try:
+            info = _info(key, header, now_ms=now_ms)
+        except CorruptRecordError:
+            return Corrupt(key, header[:60].decode(errors="replace"))
+        holder = holder_text(info.holder)
+        match info.state:
+            case "running":
+                return Running(key, info.remaining_seconds, info.fence, info.retries, holder)
+            case "done":
+                flags = text(header.split(b" ")[6])
+                rest = (info.fence, info.retries, info.age_seconds * 1000, flags, holder, body)
+                return self._done(key, rest)
+            case "failed":
+                error = _failure(key, body)
+                told = (info.fence, info.retries, holder, info.age_seconds)
+                return Failed(key, error.error_type, error.message, *told)
+            case "ended":
+                return Ended(key, info.fence, info.retries, holder, info.age_seconds)
+            case _:
+                return Interrupted(key, info.fence, info.attempt, holder)
 
     def result(self, key: str, stored: bytes | None, default: Any) -> Any:
         """What a stored record says came of the work; ``default`` where it says nothing."""

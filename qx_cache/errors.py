@@ -257,6 +257,23 @@ class InterruptedRunError(IdempotencyError):
         return f"run {self.fence} of {self.holder!r} left no result"
 
 
+class RepeatedlyInterruptedError(IdempotencyError):
+    """Run after run of the key was interrupted, so it is not run again: the work may be killing its worker.
+
+    Args:
+        key: The idempotency key as the caller gave it.
+        interruptions: How many runs never ended.
+    """
+
+    def __init__(self, key: str, interruptions: int) -> None:
+        super().__init__(key, interruptions)
+        self.interruptions = interruptions
+
+    def says(self) -> str:
+        """Names how many."""
+        return f"{self.interruptions} runs in a row were interrupted; it is not run again"
+
+
 class ResultNotKeptError(IdempotencyError):
     """The run succeeded, but its result was not stored (not serialisable); do not run it again."""
 

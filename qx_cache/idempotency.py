@@ -238,6 +238,39 @@ class IdempotencyStore:
             await self._await_wake(key, pause)
         return self._records.result(key, found, default)
 
+    async def look(self, key: str) -> Outcome | None:
+        """What became of ``key``, as a claim would tell it, without claiming; None when there is no record.
+
+        ``Interrupted`` stands for a run whose end is unknown. Errors as ``get``.
+        """
+        return await arun(self._client, self._records.look(key))
+
+    async def resolve(self, key: str, result: Any, *, fence: int, ttl_seconds: Duration | None = None) -> bool:
+        """Record ``result`` for a run that is over but did not say how: for an operator who knows.
+
+        Args:
+            key: The idempotency key.
+            result: What to replay from now on.
+            fence: The run that is meant, as ``look`` or ``peek`` shows it.
+            ttl_seconds: How long it is replayed; the store's by default.
+
+        Returns:
+            False when that run is alive, or there is no record of it any more; nothing was changed.
+
+        Raises:
+            ResultEncodingError: The result has no bytes; nothing was sent.
+            StoreError: Redis gave no usable answer; safe to repeat.
+        """
+        return await arun(self._client, self._records.resolve(key, fence, result, ttl=ttl_seconds))
+
+    async def mark_unknown(self, key: str, *, fence: int, ttl_seconds: Duration | None = None) -> bool:
+        """Record that nobody knows how the run ended, so that it is not taken over; see ``resolve``."""
+        return await arun(self._client, self._records.settle(key, fence, "unknown", ttl=ttl_seconds))
+
+    async def forget(self, key: str, *, fence: int) -> bool:
+        """Forget the run ``fence``, unless it is alive: the next claim begins anew. Returns as ``resolve``."""
+        return await arun(self._client, self._records.settle(key, fence, "-"))
+
     async def peek(self, key: str) -> RecordInfo | None:
         """The header of a record, without its result; None when there is none. Errors as ``get``."""
         return await arun(self._client, self._records.peek(key))
@@ -468,6 +501,22 @@ class SyncIdempotencyStore:
                 raise InProgressError(key, found.holder, found.remaining_seconds)
             self._wait_for_wake(key, pause)
         return self._records.result(key, found, default)
+
+    def look(self, key: str) -> Outcome | None:
+        """Blocking twin of ``IdempotencyStore.look``."""
+        return run(self._client, self._records.look(key))
+
+    def resolve(self, key: str, result: Any, *, fence: int, ttl_seconds: Duration | None = None) -> bool:
+        """Blocking twin of ``IdempotencyStore.resolve``."""
+        return run(self._client, self._records.resolve(key, fence, result, ttl=ttl_seconds))
+
+    def mark_unknown(self, key: str, *, fence: int, ttl_seconds: Duration | None = None) -> bool:
+        """Blocking twin of ``IdempotencyStore.mark_unknown``."""
+        return run(self._client, self._records.settle(key, fence, "unknown", ttl=ttl_seconds))
+
+    def forget(self, key: str, *, fence: int) -> bool:
+        """Blocking twin of ``IdempotencyStore.forget``."""
+        return run(self._client, self._records.settle(key, fence, "-"))
 
     def peek(self, key: str) -> RecordInfo | None:
         """Blocking twin of ``IdempotencyStore.peek``."""

@@ -6,10 +6,13 @@ Importing this package reads no environment and opens no connection.
 from qx_cache_celery.idempotent import IdempotentTask
 from qx_cache_celery.identity import KeyArgumentError
 from qx_cache_celery.interrupt import LeaseLost, TaskLease
+from qx_cache_celery.record import RERUN, Idempotency
 from qx_cache_celery.singleton import AlreadyRunningError, SingletonTask
 
 __all__ = [
+    "RERUN",
     "AlreadyRunningError",
+    "Idempotency",
     "IdempotentTask",
     "KeyArgumentError",
     "LeaseLost",

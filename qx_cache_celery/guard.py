@@ -28,6 +28,7 @@ class Run:
         self.request = task.request
         self.options = task.qx_options
         self.lease = TaskLease()
+        self.idempotency: Any = None
         self.before_retry: list[Callable[[], None]] = []
         self.after: list[Callable[[], None]] = []
 

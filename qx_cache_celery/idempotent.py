@@ -1,205 +1,17 @@
 """``IdempotentTask``: delivered twice, recorded once."""
 
-import logging
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from celery import Celery
-from celery.exceptions import Ignore, Reject, Retry
+from celery.result import AsyncResult
 
-from qx_cache import (
-    Claimed,
-    ClaimLostError,
-    Corrupt,
-    CorruptRecordError,
-    Done,
-    Duration,
-    Ended,
-    Outcome,
-    ResultEncodingError,
-    ResultNotKeptError,
-    Running,
-    StoreError,
-    StoreUnavailableError,
-    SyncIdempotencyStore,
-    refuse,
-    seconds,
-)
-from qx_cache_celery import delivery, signals
-from qx_cache_celery.guard import GuardedTask, Proceed, Run, lost
-from qx_cache_celery.identity import KeyMaker, KeySpec, key_name
-from qx_cache_celery.interrupt import LeaseLost
-from qx_cache_celery.runtime import insist
-
-_log = logging.getLogger("qx_cache_celery.task")
-_HEADER = "idempotency_key"
-
-
-class RecordGuard:
-    """Takes a run through its idempotency record: claim, replay or defer, and the record of its end."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._key = record_name(run.task, run.request, run.args, run.kwargs)
-        app, options = run.task.app, run.options
-        self._lease_ttl = options.duration(app, "lease_ttl")
-        self._result_ttl = options.duration(app, "result_ttl")
-        self._interval = options.interval(app, self._lease_ttl)
-        self._policy = options.value(app, "on_store_error")
-        self._released = False
-
-    @property
-    def _store(self) -> SyncIdempotencyStore:
-        return self._run.runtime.store(lease_ttl=self._lease_ttl, result_ttl=self._result_ttl)
-
-    def around(self, proceed: Proceed) -> Any:
-        """Proceed with a claim; replay a recorded result; raise what ends any other delivery."""
-        try:
-            outcome = self._claim()
-        except StoreError as error:
-            if self._policy != "run":
-                raise self._store_down(error) from error
-            _log.warning("task %s runs without its idempotency record: %s", self._run.id, error)
-            return proceed()
-        match outcome:
-            case Claimed():
-                return self._work(outcome, proceed)
-            case Done():
-                return self._replay(outcome)
-            case _:
-                return self._refuse(outcome)
-
-    def _claim(self) -> Outcome:
-        request = self._run.request
-        outcome = self._store.claim(
-            self._key,
-            holder=self._run.id,
-            fingerprint=fingerprint(self._run),
-            retries=request.retries or 0,
-            redelivery=delivery.is_redelivery(request),
-        )
-        if isinstance(outcome, Corrupt):
-            raise CorruptRecordError(outcome.key, outcome.header)
-        return outcome
-
-    def _store_down(self, error: StoreError) -> BaseException:
-        return error if self._policy == "raise" else delivery.Deferral(f"store error: {error}", self._key)
-
-    def _refuse(self, outcome: Outcome) -> NoReturn:
-        match outcome:
-            case Running():
-                same = delivery.is_same(self._run.request, outcome.holder)
-                raise delivery.Deferral(
-                    "this task is running" if same else f"task {outcome.holder} runs under the same key",
-                    self._key,
-                    insures=outcome.fence,
-                    remaining_seconds=outcome.remaining_seconds,
-                )
-            case Ended():
-                raise delivery.ended(self._run.request, self._key, f"its run {outcome.fence} has ended")
-            case _:
-                refuse(outcome)
-
-    def _replay(self, done: Done) -> Any:
-        task, request = self._run.task, self._run.request
-        if delivery.is_same(request, done.holder):
-            follows = delivery.dispatches(request)
-            if done.finalised:
-                raise delivery.ended(request, self._key, "its result is recorded and passed on")
-            if follows and done.age_seconds < self._lease_ttl:  # the first delivery may be passing it on now
-                left = self._lease_ttl - done.age_seconds
-                raise delivery.Deferral(
-                    "its result is being passed on", self._key, insures=done.fence, remaining_seconds=left
-                )
-            if follows:
-                self._run.after.append(lambda: self._finalise(done.fence))
-        if not done.kept and not delivery.result_is_ignored(task, request):
-            raise ResultNotKeptError(self._key)
-        extra = {"qx_event": "replayed", "task_id": self._run.id, "holder_task_id": done.holder}
-        _log.info("task %s replays the result of %s", self._run.id, done.holder, extra=extra)
-        told = {"holder": done.holder, "age_seconds": done.age_seconds}
-        signals.task_replayed.send(sender=task, task_id=self._run.id, key=self._key, **told)
-        return done.result
-
-    def _work(self, claim: Claimed, proceed: Proceed) -> Any:
-        run, heartbeat = self._run, self._run.runtime.heartbeat
-        if claim.takeover:
-            _log.warning("task %s takes over a run that never ended (attempt %d)", run.id, claim.attempt)
-            told = {"attempt": claim.attempt, "fence": claim.fence}
-            signals.task_taken_over.send(sender=run.task, task_id=run.id, key=self._key, **told)
-        run.lease.hold(claim.lease)
-        run.before_retry.append(lambda: self._release(claim))
-        heartbeat.add(claim.lease, self._interval)
-        try:
-            result = self._proceed(claim, proceed)
-            return result if self._released else self._complete(claim, result)
-        finally:
-            heartbeat.remove(claim.lease)
-
-    def _proceed(self, claim: Claimed, proceed: Proceed) -> Any:
-        """Let the body run; whatever leaves it decides what the record says (the table in the docs)."""
-        try:
-            return proceed()
-        except delivery.Skip:
-            self._release(claim)
-            raise
-        except LeaseLost as error:
-            self._abandon(claim)
-            lost(self._run, self._key, str(error))
-            raise delivery.Deferral("its lease was lost", self._key, insures=claim.fence) from error
-        except Reject as reject:
-            if delivery.requeues(reject):
-                self._abandon(claim)
-            else:
-                self._release(claim)
-            raise
-        except (Retry, Ignore, Exception):
-            self._release(claim)
-            raise
-        except BaseException:  # the process is told to go, or a lock was refused: handed back, nothing recorded
-            self._abandon(claim)
-            raise
-
-    def _complete(self, claim: Claimed, result: Any) -> Any:
-        task, request = self._run.task, self._run.request
-        ignored, follows = delivery.result_is_ignored(task, request), delivery.dispatches(request)
-        nothing_follows = ignored and not follows
-        try:
-            self._record(claim, lambda: self._store.complete(claim, result, finalised=nothing_follows))
-        except ResultEncodingError as error:
-            self._record(claim, lambda: self._store.complete(claim, None, kept=False, finalised=nothing_follows))
-            if not ignored:
-                raise (error.__cause__ or error) from None
-        if follows:
-            self._run.after.append(lambda: self._finalise(claim.fence))
-        return result
-
-    def _release(self, claim: Claimed) -> None:
-        if not self._released:
-            self._released = True
-            self._record(claim, lambda: self._store.release(claim))
-
-    def _record(self, claim: Claimed, write: Callable[[], object]) -> None:
-        """Write how the run ended. It has ended, so a store that stays away is logged and not raised."""
-        try:
-            insist(write, patience_seconds=self._lease_ttl)
-        except ClaimLostError as error:
-            lost(self._run, self._key, str(error))
-            raise delivery.Deferral("its claim was taken over", self._key, insures=claim.fence) from error
-        except StoreError:
-            _log.exception("the end of task %s could not be recorded; its lease is left to lapse", self._run.id)
-
-    def _abandon(self, claim: Claimed) -> None:
-        try:
-            self._store.abandon(claim, counted=False)
-        except StoreError as error:
-            _log.warning("the claim of task %s is left to lapse: %s", self._run.id, error)
-
-    def _finalise(self, fence: int) -> None:
-        try:
-            self._store.finalise(self._key, fence)
-        except StoreUnavailableError as error:
-            _log.warning("task %s: its result stays unmarked, a redelivery repeats it: %s", self._run.id, error)
+from qx_cache import Duration, Outcome, SyncIdempotencyStore
+from qx_cache_celery import delivery
+from qx_cache_celery.guard import GuardedTask
+from qx_cache_celery.identity import KeySpec, key_name
+from qx_cache_celery.record import HEADER, Idempotency, RecordGuard, lease_seconds
+from qx_cache_celery.runtime import runtime_of
 
 
 class IdempotentTask(GuardedTask):
@@ -220,6 +32,13 @@ class IdempotentTask(GuardedTask):
       callable that returns text.
     - ``result_ttl``: how long a result is replayed; ``lease_ttl``: life of a claim without a heartbeat;
       ``heartbeat_interval``: time between renewals, a third of the lease by default, half of it at most.
+    - ``on_in_progress``: what a duplicate does while another task works under its key: ``"defer"``, ``"wait"`` (up
+      to ten seconds, then defer), ``"raise"``.
+    - ``on_interrupted``: what a delivery does that finds a run without an end: ``"rerun"``; ``"unknown"``: fail
+      with ``InterruptedRunError``, and not run until somebody settles it (``resolve``, ``forget``); or a callable
+      that takes the ``Interrupted`` and the task's arguments, and returns the result, or ``RERUN``.
+    - ``max_interruptions``: after so many in a row the task fails with ``RepeatedlyInterruptedError``.
+    - ``keep_failures``: an exception is recorded, and a later delivery fails with ``RecordedFailureError``.
     - ``on_store_error``: what to do when Redis gives no usable answer at the claim: ``"defer"`` (publish a copy
       for later), ``"raise"`` (fail), ``"run"`` (run unguarded).
 
@@ -241,6 +60,10 @@ class IdempotentTask(GuardedTask):
     lease_ttl: Duration | None = None
     heartbeat_interval: Duration | None = None
     on_store_error: str | None = None
+    on_in_progress: str | None = None
+    on_interrupted: Any = None
+    max_interruptions: int | None = None
+    keep_failures: bool | None = None
 
     @classmethod
     def on_bound(cls, app: Celery) -> None:
@@ -249,32 +72,75 @@ class IdempotentTask(GuardedTask):
         cls.acks_late = True
         cls.reject_on_worker_lost = True
 
+    @property
+    def idempotency(self) -> Idempotency | None:
+        """Key, fence and attempt of this run, and ``downstream_key``; None outside a worker's run."""
+        run = delivery.run_of(self.request)
+        return run.idempotency if run is not None else None
 
-def record_name(task: GuardedTask, request: Any, args: Any, kwargs: Any) -> str:
-    """The name of the record that this delivery belongs to: by header, else by option, else by task id."""
-    nesting = int(getattr(request, "replaced_task_nesting", 0) or 0)
-    by_header = delivery.header(request, _HEADER)
-    if by_header is not None:
-        index = getattr(request, "group_index", None)  # a header on a group reaches every member
-        return key_name(task.name, "key", str(by_header), nesting=nesting, group_index=index)
-    maker = task.qx_options.makers.get(_HEADER)
-    if maker is not None:
-        return key_name(task.name, "key", maker.text(args, kwargs), nesting=nesting)
-    return key_name(task.name, "id", str(request.id), nesting=nesting)
+    def apply_async(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        *more: Any,
+        idempotency_key: str | None = None,
+        **options: Any,
+    ) -> "AsyncResult[Any]":
+        """As ``celery.Task.apply_async``; ``idempotency_key`` goes before the task's own, as a header."""
+        if idempotency_key is not None:
+            options["headers"] = {**(options.get("headers") or {}), HEADER: idempotency_key}
+        return super().apply_async(args, kwargs, *more, **options)  # type: ignore[arg-type]
 
+    def idempotency_key_for(self, *args: Any, idempotency_key: str | None = None, **kwargs: Any) -> str:
+        """The name of the record that a call with these arguments has.
 
-def fingerprint(run: Run) -> str | None:
-    """Canonical text of what must be equal under one key; None where nothing is compared."""
-    task, options = run.task, run.options
-    spec = options.value(task.app, "fingerprint")
-    keyed = delivery.header(run.request, _HEADER) is not None or _HEADER in options.makers
-    if spec is False or not keyed:
-        return None
-    if spec is True:
-        return options.arguments.all_encoded(run.args, run.kwargs)
-    return KeyMaker("fingerprint", spec, options.arguments).text(run.args, run.kwargs)
+        Args:
+            args: As for the task.
+            idempotency_key: As given to ``apply_async``, where it was.
+            kwargs: As for the task.
 
+        Raises:
+            ValueError: The key of this task is the task id, which only a publish gives.
+        """
+        if idempotency_key is not None:
+            return key_name(self.name, "key", idempotency_key)
+        maker = self.qx_options.makers.get(HEADER)
+        if maker is None:
+            raise ValueError(
+                f"task {self.name} has no idempotency_key: its records go by task id; pass the idempotency_key of "
+                "the call, or use key_name of the id"
+            )
+        return key_name(self.name, "key", maker.text(args, kwargs))
 
-def lease_seconds(task: GuardedTask) -> float:
-    """The life of the task's claims, in seconds."""
-    return seconds(task.qx_options.value(task.app, "lease_ttl"), "lease_ttl")
+    def outcome(self, key: str) -> Outcome | None:
+        """What became of a record: ``Done``, ``Failed``, ``Running``, ``Ended``, ``Interrupted``, or None.
+
+        Args:
+            key: As ``idempotency_key_for`` gives it, or ``self.idempotency.key``.
+
+        Raises:
+            StoreError: Redis gave no usable answer.
+        """
+        return self._store.look(key)
+
+    def resolve(self, key: str, result: Any, *, fence: int) -> bool:
+        """Record ``result`` for an interrupted run, so that its next delivery replays it.
+
+        Args:
+            key: As for ``outcome``.
+            result: What to replay.
+            fence: Of the run that is meant, as ``outcome`` shows it.
+
+        Returns:
+            False when that run is alive, or there is no record of it any more.
+        """
+        return self._store.resolve(key, result, fence=fence)
+
+    def forget(self, key: str, *, fence: int) -> bool:
+        """Forget a run, unless it is alive, so that the next delivery runs. Arguments as ``resolve``."""
+        return self._store.forget(key, fence=fence)
+
+    @property
+    def _store(self) -> SyncIdempotencyStore:
+        ttl = self.qx_options.duration(self.app, "result_ttl")
+        return runtime_of(self.app).store(lease_ttl=lease_seconds(self), result_ttl=ttl)

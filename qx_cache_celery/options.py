@@ -21,9 +21,18 @@ DEFAULTS: Mapping[str, Any] = {
     "lock_ttl": 30.0,
     "heartbeat_interval": None,
     "on_store_error": "defer",
+    "on_in_progress": "defer",
+    "on_interrupted": "rerun",
+    "max_interruptions": 5,
+    "keep_failures": False,
     "on_conflict": None,
 }
-_WORDS = {"on_store_error": ("defer", "raise", "run"), "on_conflict": ("skip", "defer", "raise")}
+_WORDS = {
+    "on_store_error": ("defer", "raise", "run"),
+    "on_conflict": ("skip", "defer", "raise"),
+    "on_in_progress": ("defer", "wait", "raise"),
+    "on_interrupted": ("rerun", "unknown"),
+}
 _DURATIONS = ("result_ttl", "lease_ttl", "lock_ttl", "heartbeat_interval")
 _KEYS = ("idempotency_key", "lock_key")
 
@@ -97,9 +106,17 @@ def _unwrapped(value: Any) -> Any:
 def _checked(task_name: str, name: str, value: Any) -> Any:
     if name in _DURATIONS:
         return _duration(task_name, name, value)
+    if name == "on_interrupted" and callable(value):
+        return value
     if name in _WORDS and value is not None and value not in _WORDS[name]:
-        words = ", ".join(map(repr, _WORDS[name]))
+        words = ", ".join(map(repr, _WORDS[name])) + (" or a callable" if name == "on_interrupted" else "")
         raise InvalidValueError(f"task {task_name}: {name} must be one of {words}, not {value!r}")
+    if name == "max_interruptions" and (type(value) is not int or value < 1):
+        raise InvalidValueError(
+            f"task {task_name}: max_interruptions must be a whole number above 0, not {value!r}"
+        )
+    if name == "keep_failures" and type(value) is not bool:
+        raise InvalidValueError(f"task {task_name}: keep_failures must be True or False, not {value!r}")
     if name == "fingerprint" and not (value is True or value is False or callable(value) or _names(value)):
         raise InvalidValueError(
             f"task {task_name}: fingerprint must be True, False, a list of argument names or a callable, "

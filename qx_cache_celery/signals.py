@@ -15,6 +15,9 @@ task_deferred = Signal(name="task_deferred", providing_args=["task_id", "key", "
 task_taken_over = Signal(name="task_taken_over", providing_args=["task_id", "key", "attempt", "fence"])
 """This run takes over from one that never ended."""
 
+task_interrupted = Signal(name="task_interrupted", providing_args=["task_id", "key", "attempt", "fence", "holder"])
+"""A run began and its end is unknown, and the task is not to run again by itself (``on_interrupted``)."""
+
 task_skipped = Signal(name="task_skipped", providing_args=["task_id", "key", "reason", "holder"])
 """The task ended without a run, because another holds its lock."""
 

@@ -9,8 +9,8 @@ from billiard.exceptions import WorkerLostError
 from celery.worker.request import Request
 
 from qx_cache import CacheError, process_prefix
-from qx_cache_celery.idempotent import lease_seconds, record_name
 from qx_cache_celery.options import owner_host
+from qx_cache_celery.record import lease_seconds, record_name
 from qx_cache_celery.runtime import runtime_of
 
 _log = logging.getLogger("qx_cache_celery.task")

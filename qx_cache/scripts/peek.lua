@@ -2,10 +2,10 @@
 --
 -- KEYS[1..2]        see claim.lua
 --
--- ARGV[1]  wait_ms  how long to be believed to wait for a live claim; missing: only looks
+-- ARGV[1]  wait_ms  how long to be believed to wait for a live claim; "0": not at all; missing: only the header
 --
 -- Replies
---   {"record", stored, now_ms}  the header; the whole record where an end is waited for and has come
+--   {"record", stored, now_ms}  the header; the whole record where an end is asked for and has come
 --   {"absent"}
 --
 -- Safe to repeat.
@@ -22,7 +22,9 @@ local state, until_ms = string.match(stored, "^1 (%S+) %S+ (%d+) ")
 if not wait_ms then
   stored = string.match(stored, "^[^\n]*")
 elseif state == "running" and tonumber(until_ms) > now_ms then
-  redis.call("SET", waited, "1", "PX", wait_ms)
+  if wait_ms ~= "0" then
+    redis.call("SET", waited, "1", "PX", wait_ms)
+  end
 else
   stored = redis.call("GET", record)
 end

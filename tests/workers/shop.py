@@ -9,7 +9,7 @@ from pathlib import Path
 from celery import Celery
 from celery.exceptions import Reject
 
-from qx_cache_celery import IdempotentTask, SingletonTask, signals
+from qx_cache_celery import RERUN, IdempotentTask, SingletonTask, signals
 
 FOLDER = Path(os.environ["QX_TEST_FOLDER"])
 BROKER = os.environ["QX_TEST_BROKER"]
@@ -60,7 +60,7 @@ def _listen(name, signal_):
     signal_.connect(handler, weak=False)
 
 
-for name in ("replayed", "deferred", "taken_over", "skipped"):
+for name in ("replayed", "deferred", "taken_over", "interrupted", "skipped"):
     _listen(name, getattr(signals, f"task_{name}"))
 _listen("lost", signals.lease_lost)
 
@@ -160,6 +160,56 @@ def rejecting(self, order):
     if once(f"reject-{order}"):
         raise Reject("later", requeue=True)
     return order
+
+
+@app.task(base=IdempotentTask, bind=True, max_interruptions=2, lease_ttl=2)
+def deadly(self, order):
+    note("start", order=order, id=self.request.id, attempt=self.idempotency.attempt)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task(base=IdempotentTask, bind=True, idempotency_key="{order}", on_interrupted="unknown", lease_ttl=2)
+def once_at_most(self, order):
+    note("start", order=order, id=self.request.id)
+    if once(f"dies-{order}"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return order
+
+
+def asked(interrupted, order):
+    """What a payment API would say of an interrupted charge."""
+    note("asked", order=order, attempt=interrupted.attempt)
+    return RERUN if order == "rerun" else f"paid {order}"
+
+
+@app.task(base=IdempotentTask, bind=True, idempotency_key="{order}", on_interrupted=asked, lease_ttl=2)
+def asking(self, order):
+    note("start", order=order, id=self.request.id)
+    if once(f"dies-{order}"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return order
+
+
+@app.task(base=IdempotentTask, bind=True, idempotency_key="{order}", keep_failures=True)
+def failing(self, order):
+    note("start", order=order, id=self.request.id)
+    raise ValueError(f"no {order}")
+
+
+@app.task(base=IdempotentTask, bind=True, idempotency_key="{order}", on_in_progress="raise")
+def impatient(self, order, **how):
+    return work(self, order, **how)
+
+
+@app.task(base=IdempotentTask, bind=True, idempotency_key="{order}", on_in_progress="wait", fingerprint=False)
+def patient(self, order, **how):
+    return work(self, order, **how)
+
+
+@app.task(base=IdempotentTask, bind=True)
+def inside(self, order):
+    known = self.idempotency
+    return [known.key, known.fence, known.attempt, known.downstream_key]
 
 
 @app.task(base=IdempotentTask, bind=True, time_limit=2)

@@ -1,0 +1,308 @@
+"""A run's way through its idempotency record: claim, replay or defer, and the record of how it ended."""
+
+import logging
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from celery.exceptions import Ignore, Reject, Retry
+
+from qx_cache import (
+    Claimed,
+    ClaimLostError,
+    Corrupt,
+    CorruptRecordError,
+    Done,
+    Ended,
+    Interrupted,
+    InterruptedRunError,
+    Outcome,
+    RepeatedlyInterruptedError,
+    ResultEncodingError,
+    ResultNotKeptError,
+    Running,
+    StoreError,
+    StoreUnavailableError,
+    SyncIdempotencyStore,
+    refuse,
+    seconds,
+)
+from qx_cache_celery import delivery, signals
+from qx_cache_celery.guard import GuardedTask, Proceed, Run, lost
+from qx_cache_celery.identity import KeyMaker, key_name
+from qx_cache_celery.interrupt import LeaseLost
+from qx_cache_celery.runtime import insist
+
+_log = logging.getLogger("qx_cache_celery.task")
+HEADER = "idempotency_key"
+RERUN = object()
+"""What an ``on_interrupted`` callable returns to have the body run again."""
+_WAIT_SECONDS = 10.0
+_NAMESPACE = uuid.UUID("6b0cf5a8-5c1f-5f53-9d0c-0f0a4d1c8f11")
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """What a run knows of its record."""
+
+    key: str
+    """Name of the record: task, kind of key and its text; what ``outcome``, ``resolve`` and ``forget`` take."""
+    fence: int
+    """Fencing token of this run, higher than that of every earlier run of the key."""
+    attempt: int
+    """1, and one more for each run before it that was interrupted."""
+    replayed: bool = False
+    """True where a stored result was returned instead of a run."""
+
+    @property
+    def downstream_key(self) -> str:
+        """A UUID that is the same in every run of this key: to hand to an API that takes idempotency keys."""
+        return str(uuid.uuid5(_NAMESPACE, self.key))
+
+
+class RecordGuard:
+    """Takes a run through its idempotency record."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._key = record_name(run.task, run.request, run.args, run.kwargs)
+        app, options = run.task.app, run.options
+        self._on_interrupted = options.value(app, "on_interrupted")
+        self._max_interruptions = options.value(app, "max_interruptions")
+        self._on_in_progress = options.value(app, "on_in_progress")
+        self._keep_failures = options.value(app, "keep_failures")
+        self._lease_ttl = options.duration(app, "lease_ttl")
+        self._result_ttl = options.duration(app, "result_ttl")
+        self._interval = options.interval(app, self._lease_ttl)
+        self._policy = options.value(app, "on_store_error")
+        self._released = False
+
+    @property
+    def _store(self) -> SyncIdempotencyStore:
+        return self._run.runtime.store(lease_ttl=self._lease_ttl, result_ttl=self._result_ttl)
+
+    def around(self, proceed: Proceed) -> Any:
+        """Proceed with a claim; replay a recorded result; raise what ends any other delivery."""
+        try:
+            outcome = self._claim()
+        except StoreError as error:
+            if self._policy != "run":
+                raise self._store_down(error) from error
+            _log.warning("task %s runs without its idempotency record: %s", self._run.id, error)
+            return proceed()
+        match outcome:
+            case Claimed():
+                return self._work(outcome, proceed)
+            case Done():
+                return self._replay(outcome)
+            case Interrupted():
+                return self._interrupted(outcome, proceed)
+            case _:
+                return self._refuse(outcome)
+
+    def _claim(self, *, takeover: bool | None = None) -> Outcome:
+        request = self._run.request
+        outcome = self._store.claim(
+            self._key,
+            holder=self._run.id,
+            fingerprint=fingerprint(self._run),
+            retries=request.retries or 0,
+            redelivery=delivery.is_redelivery(request),
+            takeover=self._on_interrupted == "rerun" if takeover is None else takeover,
+            wait_seconds=_WAIT_SECONDS if self._on_in_progress == "wait" else 0,
+        )
+        if isinstance(outcome, Corrupt):
+            raise CorruptRecordError(outcome.key, outcome.header)
+        return outcome
+
+    def _store_down(self, error: StoreError) -> BaseException:
+        return error if self._policy == "raise" else delivery.Deferral(f"store error: {error}", self._key)
+
+    def _refuse(self, outcome: Outcome) -> NoReturn:
+        match outcome:
+            case Running():
+                same = delivery.is_same(self._run.request, outcome.holder)
+                if self._on_in_progress == "raise" and not same:
+                    refuse(outcome)
+                raise delivery.Deferral(
+                    "this task is running" if same else f"task {outcome.holder} runs under the same key",
+                    self._key,
+                    insures=outcome.fence,
+                    remaining_seconds=outcome.remaining_seconds,
+                )
+            case Ended():
+                raise delivery.ended(self._run.request, self._key, f"its run {outcome.fence} has ended")
+            case _:
+                refuse(outcome)
+
+    def _replay(self, done: Done) -> Any:
+        task, request = self._run.task, self._run.request
+        if delivery.is_same(request, done.holder):
+            follows = delivery.dispatches(request)
+            if done.finalised:
+                raise delivery.ended(request, self._key, "its result is recorded and passed on")
+            if follows and done.age_seconds < self._lease_ttl:  # the first delivery may be passing it on now
+                left = self._lease_ttl - done.age_seconds
+                raise delivery.Deferral(
+                    "its result is being passed on", self._key, insures=done.fence, remaining_seconds=left
+                )
+            if follows:
+                self._run.after.append(lambda: self._finalise(done.fence))
+        if not done.kept and not delivery.result_is_ignored(task, request):
+            raise ResultNotKeptError(self._key)
+        self._run.idempotency = Idempotency(self._key, done.fence, 0, replayed=True)
+        extra = {"qx_event": "replayed", "task_id": self._run.id, "holder_task_id": done.holder}
+        _log.info("task %s replays the result of %s", self._run.id, done.holder, extra=extra)
+        told = {"holder": done.holder, "age_seconds": done.age_seconds}
+        signals.task_replayed.send(sender=task, task_id=self._run.id, key=self._key, **told)
+        return done.result
+
+    def _interrupted(self, seen: Interrupted, proceed: Proceed) -> Any:
+        """A run began and nobody knows how it ended, and the task is not simply to run again."""
+        run = self._run
+        _log.warning("task %s: run %d was interrupted, its end is unknown", run.id, seen.fence)
+        told = {"attempt": seen.attempt, "fence": seen.fence, "holder": seen.holder}
+        signals.task_interrupted.send(sender=run.task, task_id=run.id, key=self._key, **told)
+        self._store.mark_unknown(self._key, fence=seen.fence)
+        if not callable(self._on_interrupted):
+            raise InterruptedRunError(self._key, seen.fence, seen.holder)
+        settled = self._on_interrupted(seen, *run.args, **run.kwargs)
+        if settled is RERUN:
+            self._store.forget(self._key, fence=seen.fence)
+        else:
+            self._store.resolve(self._key, settled, fence=seen.fence)
+        outcome = self._claim(takeover=True)
+        match outcome:
+            case Claimed():
+                return self._work(outcome, proceed)
+            case Done():
+                return self._replay(outcome)
+            case _:
+                return self._refuse(outcome)
+
+    def _work(self, claim: Claimed, proceed: Proceed) -> Any:
+        run, heartbeat = self._run, self._run.runtime.heartbeat
+        if claim.takeover:
+            _log.warning("task %s takes over a run that never ended (attempt %d)", run.id, claim.attempt)
+            told = {"attempt": claim.attempt, "fence": claim.fence}
+            signals.task_taken_over.send(sender=run.task, task_id=run.id, key=self._key, **told)
+            if claim.attempt > self._max_interruptions:
+                error = RepeatedlyInterruptedError(self._key, claim.attempt - 1)
+                self._fail(claim, error)
+                raise error
+        run.idempotency = Idempotency(self._key, claim.fence, claim.attempt)
+        run.lease.hold(claim.lease)
+        run.before_retry.append(lambda: self._release(claim))
+        heartbeat.add(claim.lease, self._interval)
+        try:
+            result = self._proceed(claim, proceed)
+            return result if self._released else self._complete(claim, result)
+        finally:
+            heartbeat.remove(claim.lease)
+
+    def _proceed(self, claim: Claimed, proceed: Proceed) -> Any:
+        """Let the body run; whatever leaves it decides what the record says (the table in the docs)."""
+        try:
+            return proceed()
+        except delivery.Skip:
+            self._release(claim)
+            raise
+        except LeaseLost as error:
+            self._abandon(claim)
+            lost(self._run, self._key, str(error))
+            raise delivery.Deferral("its lease was lost", self._key, insures=claim.fence) from error
+        except Reject as reject:
+            if delivery.requeues(reject):
+                self._abandon(claim)
+            else:
+                self._release(claim)
+            raise
+        except (Retry, Ignore):
+            self._release(claim)
+            raise
+        except Exception as error:
+            if self._keep_failures:
+                self._fail(claim, error)
+            else:
+                self._release(claim)
+            raise
+        except BaseException:  # the process is told to go, or a lock was refused: handed back, nothing recorded
+            self._abandon(claim)
+            raise
+
+    def _complete(self, claim: Claimed, result: Any) -> Any:
+        task, request = self._run.task, self._run.request
+        ignored, follows = delivery.result_is_ignored(task, request), delivery.dispatches(request)
+        nothing_follows = ignored and not follows
+        try:
+            self._record(claim, lambda: self._store.complete(claim, result, finalised=nothing_follows))
+        except ResultEncodingError as error:
+            self._record(claim, lambda: self._store.complete(claim, None, kept=False, finalised=nothing_follows))
+            if not ignored:
+                raise (error.__cause__ or error) from None
+        if follows:
+            self._run.after.append(lambda: self._finalise(claim.fence))
+        return result
+
+    def _release(self, claim: Claimed) -> None:
+        if not self._released:
+            self._released = True
+            self._record(claim, lambda: self._store.release(claim))
+
+    def _fail(self, claim: Claimed, error: Exception) -> None:
+        if not self._released:
+            self._released = True
+            self._record(claim, lambda: self._store.fail(claim, error))
+
+    def _record(self, claim: Claimed, write: Callable[[], object]) -> None:
+        """Write how the run ended. It has ended, so a store that stays away is logged and not raised."""
+        try:
+            insist(write, patience_seconds=self._lease_ttl)
+        except ClaimLostError as error:
+            lost(self._run, self._key, str(error))
+            raise delivery.Deferral("its claim was taken over", self._key, insures=claim.fence) from error
+        except StoreError:
+            _log.exception("the end of task %s could not be recorded; its lease is left to lapse", self._run.id)
+
+    def _abandon(self, claim: Claimed) -> None:
+        try:
+            self._store.abandon(claim, counted=False)
+        except StoreError as error:
+            _log.warning("the claim of task %s is left to lapse: %s", self._run.id, error)
+
+    def _finalise(self, fence: int) -> None:
+        try:
+            self._store.finalise(self._key, fence)
+        except StoreUnavailableError as error:
+            _log.warning("task %s: its result stays unmarked, a redelivery repeats it: %s", self._run.id, error)
+
+
+def record_name(task: GuardedTask, request: Any, args: Any, kwargs: Any) -> str:
+    """The name of the record that this delivery belongs to: by header, else by option, else by task id."""
+    nesting = int(getattr(request, "replaced_task_nesting", 0) or 0)
+    by_header = delivery.header(request, HEADER)
+    if by_header is not None:
+        index = getattr(request, "group_index", None)  # a header on a group reaches every member
+        return key_name(task.name, "key", str(by_header), nesting=nesting, group_index=index)
+    maker = task.qx_options.makers.get(HEADER)
+    if maker is not None:
+        return key_name(task.name, "key", maker.text(args, kwargs), nesting=nesting)
+    return key_name(task.name, "id", str(request.id), nesting=nesting)
+
+
+def fingerprint(run: Run) -> str | None:
+    """Canonical text of what must be equal under one key; None where nothing is compared."""
+    task, options = run.task, run.options
+    spec = options.value(task.app, "fingerprint")
+    keyed = delivery.header(run.request, HEADER) is not None or HEADER in options.makers
+    if spec is False or not keyed:
+        return None
+    if spec is True:
+        return options.arguments.all_encoded(run.args, run.kwargs)
+    return KeyMaker("fingerprint", spec, options.arguments).text(run.args, run.kwargs)
+
+
+def lease_seconds(task: GuardedTask) -> float:
+    """The life of the task's claims, in seconds."""
+    return seconds(task.qx_options.value(task.app, "lease_ttl"), "lease_ttl")
