@@ -12,7 +12,7 @@ pytestmark = pytest.mark.worker
 
 
 def test_a_redelivery_meets_the_run_is_deferred_and_saves_the_task_when_the_worker_is_killed(shop_with):
-    shop = shop_with(visibility_timeout=2)
+    shop = shop_with(visibility_timeout=2, qx_cache_visibility_heartbeat=False)
     shop.start(), shop.start()
     result = shop.tasks.by_id.delay("a", gate="go")
     first = shop.until(lambda: shop.journal("start"))[0]
@@ -103,7 +103,9 @@ def test_a_run_frozen_past_its_lease_stores_nothing_and_breaks_no_chord(shop_wit
 
 def test_no_copy_circulates_for_ever(shop_with):
     """Each body takes twice the visibility timeout; a minute later all has run as often as it should."""
-    shop = shop_with(visibility_timeout=3, qx_cache_lease_ttl=5, qx_cache_lock_ttl=5)
+    shop = shop_with(
+        visibility_timeout=3, qx_cache_visibility_heartbeat=False, qx_cache_lease_ttl=5, qx_cache_lock_ttl=5
+    )
     shop.start(concurrency=6), shop.start(concurrency=6)
     names, ends = ["by_id", "single", "both"], {"returns": {}, "fails": {"fail": 1}, "retries": {"retry": True}}
     for name in names:
