@@ -12,7 +12,7 @@ demo: .venv/ready  ## kill real workers and count the charges (about a minute)
 	$(BIN)/python -m qx_cache_celery.demo $(ARGS)
 
 test: .venv/ready  ## run the tests on an embedded server and real workers
-	$(BIN)/python -m pytest -m "not servers" --cov --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest -m "not servers" -n 2 --dist loadfile --cov --cov-report=term $(ARGS)
 
 servers: .venv/ready  ## run them on Redis 7.0, TLS, Sentinel and Cluster, and fail those over
 	$(BIN)/python -m pytest -m servers $(ARGS)
