@@ -39,6 +39,8 @@ class IdempotentTask(GuardedTask):
       that takes the ``Interrupted`` and the task's arguments, and returns the result, or ``RERUN``.
     - ``max_interruptions``: after so many in a row the task fails with ``RepeatedlyInterruptedError``.
     - ``keep_failures``: an exception is recorded, and a later delivery fails with ``RecordedFailureError``.
+    - ``on_lease_lost``: ``"abort"``: a body whose lease is lost is ended by ``LeaseLost``, which is no
+      ``Exception``; ``"continue"``: it learns at ``self.lease.ensure()``, or at its end, only.
     - ``on_store_error``: what to do when Redis gives no usable answer at the claim: ``"defer"`` (publish a copy
       for later), ``"raise"`` (fail), ``"run"`` (run unguarded).
 
@@ -64,6 +66,7 @@ class IdempotentTask(GuardedTask):
     on_interrupted: Any = None
     max_interruptions: int | None = None
     keep_failures: bool | None = None
+    on_lease_lost: str | None = None
 
     @classmethod
     def on_bound(cls, app: Celery) -> None:

@@ -25,6 +25,7 @@ DEFAULTS: Mapping[str, Any] = {
     "on_interrupted": "rerun",
     "max_interruptions": 5,
     "keep_failures": False,
+    "on_lease_lost": "abort",
     "on_conflict": None,
 }
 _WORDS = {
@@ -32,6 +33,7 @@ _WORDS = {
     "on_conflict": ("skip", "defer", "raise"),
     "on_in_progress": ("defer", "wait", "raise"),
     "on_interrupted": ("rerun", "unknown"),
+    "on_lease_lost": ("abort", "continue"),
 }
 _DURATIONS = ("result_ttl", "lease_ttl", "lock_ttl", "heartbeat_interval")
 _KEYS = ("idempotency_key", "lock_key")

@@ -29,6 +29,7 @@ from qx_cache import (
     seconds,
 )
 from qx_cache_celery import delivery, signals
+from qx_cache_celery.abort import aborted_when_lost
 from qx_cache_celery.guard import GuardedTask, Proceed, Run, lost
 from qx_cache_celery.identity import KeyMaker, key_name
 from qx_cache_celery.interrupt import LeaseLost
@@ -72,6 +73,7 @@ class RecordGuard:
         self._max_interruptions = options.value(app, "max_interruptions")
         self._on_in_progress = options.value(app, "on_in_progress")
         self._keep_failures = options.value(app, "keep_failures")
+        self._on_lease_lost = options.value(app, "on_lease_lost")
         self._lease_ttl = options.duration(app, "lease_ttl")
         self._result_ttl = options.duration(app, "result_ttl")
         self._interval = options.interval(app, self._lease_ttl)
@@ -204,7 +206,10 @@ class RecordGuard:
     def _proceed(self, claim: Claimed, proceed: Proceed) -> Any:
         """Let the body run; whatever leaves it decides what the record says (the table in the docs)."""
         try:
-            return proceed()
+            if self._on_lease_lost == "continue":
+                return proceed()
+            with aborted_when_lost(claim.lease):
+                return proceed()
         except delivery.Skip:
             self._release(claim)
             raise

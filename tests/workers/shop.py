@@ -212,6 +212,36 @@ def inside(self, order):
     return [known.key, known.fence, known.attempt, known.downstream_key]
 
 
+def ends_badly(task, order, body):
+    """Run ``body``, and note what ended it."""
+    note("start", order=order, id=task.request.id)
+    if not once(f"ends-{order}"):
+        return order
+    try:
+        body()
+    except BaseException as error:
+        note("aborted", order=order, error=type(error).__name__)
+        raise
+    note("end", order=order)
+    return order
+
+
+def loop():
+    until = time.monotonic() + 8
+    while time.monotonic() < until:
+        pass
+
+
+@app.task(base=IdempotentTask, bind=True, lease_ttl=1.5, autoretry_for=(Exception,))
+def losing(self, order, how):
+    return ends_badly(self, order, loop if how == "loop" else lambda: time.sleep(8))
+
+
+@app.task(base=IdempotentTask, bind=True, lease_ttl=1.5, on_lease_lost="continue")
+def losing_on(self, order):
+    return ends_badly(self, order, lambda: time.sleep(2))
+
+
 @app.task(base=IdempotentTask, bind=True, time_limit=2)
 def limited(self, order, **how):
     return work(self, order, **how)
