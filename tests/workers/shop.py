@@ -8,6 +8,7 @@ from pathlib import Path
 
 from celery import Celery
 from celery.exceptions import Reject
+from pydantic import BaseModel
 
 from qx_cache_celery import RERUN, IdempotentTask, SingletonTask, signals
 
@@ -265,6 +266,49 @@ def store_raise(self, order):
 @app.task(base=IdempotentTask, on_store_error="run", bind=True)
 def store_run(self, order):
     return work(self, order)
+
+
+class Order(BaseModel):
+    number: int
+
+
+@app.task(base=IdempotentTask, pydantic=True, idempotency_key=lambda order: str(order["number"]))
+def typed(order: Order) -> Order:
+    note("start", order=order.number)
+    return Order(number=order.number + 1)
+
+
+@app.task(base=IdempotentTask, bind=True, throws=(KeyError,))
+def throwing(self, order):
+    note("start", order=order, id=self.request.id)
+    raise KeyError(order)
+
+
+@app.task(base=IdempotentTask, bind=True)
+def replacing(self, order):
+    note("start", order=order, id=self.request.id)
+    raise self.replace(capture.s(order))
+
+
+@app.task(base=IdempotentTask, bind=True)
+def recursive(self, number):
+    note("start", order=number, id=self.request.id)
+    return 1 if number == 0 else number * self(number - 1)
+
+
+@app.task(base=IdempotentTask, bind=True, ignore_result=True, idempotency_key="{order}")
+def quiet(self, order):
+    note("start", order=order, id=self.request.id)
+
+
+@app.task
+def failed(request, error, trace):
+    note("failed", id=request.id, error=type(error).__name__)
+
+
+@app.task
+def linked(value):
+    note("linked", value=value)
 
 
 @app.task
