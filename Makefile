@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test servers stress bench lint types check clean
+.PHONY: demo test servers stress matrix bench lint types check clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -19,6 +19,9 @@ servers: .venv/ready  ## run them on Redis 7.0, TLS, Sentinel and Cluster, and f
 
 stress: .venv/ready  ## kill processes that count under one lock, for 30 seconds or ARGS="--seconds N"
 	$(BIN)/python tests/stress.py $(ARGS)
+
+matrix: .venv/ready  ## kill workers at every point of a run, plain and guarded; resumable (tests/chaos/matrix.md)
+	$(BIN)/python tests/chaos/matrix.py $(ARGS)
 
 bench: .venv/ready  ## measure beside the peers, and write benchmarks/results.* (eight minutes)
 	$(BIN)/python -m pip install --quiet --group bench

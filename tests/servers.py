@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -171,3 +172,39 @@ def sentinels(binary, *, password="", count=3):
                     what="sentinels that know each other",
                 )
         yield master, replica, watchers
+
+
+@contextmanager
+def rabbitmq():
+    """A RabbitMQ of our own, as its URL; about five seconds."""
+    home = "/usr/lib/rabbitmq/bin/rabbitmq-server"
+    binary = need("rabbitmq", home if Path(home).exists() else None, "apt-get install rabbitmq-server")
+    port, epmd = free_port(), str(free_port())
+    with tempfile.TemporaryDirectory(prefix="qr-", ignore_cleanup_errors=True) as folder:
+        environment = {
+            **os.environ, "HOME": folder, "ERL_EPMD_PORT": epmd, "RABBITMQ_NODENAME": f"qx{port}@localhost",
+            "RABBITMQ_NODE_PORT": str(port), "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_DIST_PORT": str(free_port()), "RABBITMQ_MNESIA_BASE": f"{folder}/m",
+            "RABBITMQ_LOG_BASE": f"{folder}/l", "RABBITMQ_LOGS": f"{folder}/log",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/plugins", "RABBITMQ_CONFIG_FILE": f"{folder}/none",
+        }  # fmt: skip
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen([binary], env=environment, start_new_session=True, **pipes)
+        url = f"amqp://guest:guest@127.0.0.1:{port}//"
+        try:
+            until_true(lambda: _speaks_amqp(url), 60, "RabbitMQ")
+            yield url
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            killer = shutil.which("epmd") or next(
+                map(str, Path("/usr/lib/erlang").glob("erts-*/bin/epmd")), "true"
+            )
+            subprocess.run([killer, "-port", epmd, "-kill"], check=False, **pipes)
+
+
+def _speaks_amqp(url):
+    import kombu
+
+    with suppress(kombu.exceptions.OperationalError), kombu.Connection(url, connect_timeout=1) as connection:
+        return connection.connect()

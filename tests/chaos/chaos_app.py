@@ -1,0 +1,114 @@
+"""The app of the fault harness: tasks that stop at the point where they are to be killed."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+from celery import Celery, Task
+from celery.worker.request import Request
+
+from qx_cache_celery import IdempotentTask
+from qx_cache_celery.steps import GuardedRequest
+
+FOLDER = Path(os.environ["QX_CHAOS_FOLDER"])
+POINT = os.environ.get("QX_CHAOS_POINT", "")
+
+app = Celery("chaos", broker=os.environ["QX_CHAOS_BROKER"], backend=os.environ["QX_CHAOS_BACKEND"])
+app.conf.update(
+    broker_transport_options=json.loads(os.environ.get("QX_CHAOS_TRANSPORT", "{}")),
+    broker_connection_retry_on_startup=True,
+    worker_prefetch_multiplier=1,
+    task_track_started=True,
+    result_expires=600,
+    qx_cache_backend_url=os.environ["QX_CHAOS_BACKEND"],
+    qx_cache_lease_ttl=2,
+)
+
+
+def note(what, **more):
+    line = json.dumps({"what": what, "pid": os.getpid(), "at": time.time(), **more})
+    with (FOLDER / "journal").open("a") as journal:
+        journal.write(line + "\n")
+
+
+def reach(point, order):
+    """Stop at the point of this cell, once, until something ends this process or the cell is over."""
+    if point != POINT or not order.startswith("victim"):
+        return
+    try:
+        os.close(os.open(FOLDER / "reached", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    note("reached", point=point)
+    until = time.monotonic() + 20
+    while not (FOLDER / "go").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+
+
+class BeforeAck:
+    """Stops in the main process, right before the acknowledgement."""
+
+    def acknowledge(self):
+        reach("before ack", str(self.args[0]))
+        super().acknowledge()
+
+
+class PlainRequest(BeforeAck, Request):
+    """Celery's own."""
+
+
+class OurRequest(BeforeAck, GuardedRequest):
+    """Ours."""
+
+
+class Points:
+    """Stops around the body, outside of all guards."""
+
+    def __call__(self, order, **how):
+        reach("before claim", order)
+        result = super().__call__(order, **how)
+        reach("after complete", order)
+        return result
+
+    def on_success(self, _result, _task_id, args, _kwargs):  # after the store, the callbacks and the chord's part
+        reach("after callbacks", args[0])
+
+
+class PlainPoints(Points, Task):
+    """What users do by hand today: late acks."""
+
+    Request = "chaos_app:PlainRequest"
+    acks_late = True
+    reject_on_worker_lost = True
+
+
+class GuardedPoints(Points, IdempotentTask):
+    """The same with a record."""
+
+    Request = "chaos_app:OurRequest"
+
+
+def body(task, order):
+    note("run", order=order, id=task.request.id)
+    reach("after claim", order)
+    reach("mid-body", order)
+    note("effect", order=order)
+    reach("after the effect", order)
+    return order
+
+
+@app.task(base=PlainPoints, bind=True, name="chaos_app.work_plain")
+def work_plain(self, order):
+    return body(self, order)
+
+
+@app.task(base=GuardedPoints, bind=True, name="chaos_app.work_guarded")
+def work_guarded(self, order):
+    return body(self, order)
+
+
+@app.task
+def collect(orders):
+    note("collect", orders=orders)
+    return sorted(orders)

@@ -1,0 +1,239 @@
+"""One cell of the fault matrix: a chord whose first task meets a fault at a point, and what became of it."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from qx_cache.embedded import start_server
+
+HERE = Path(__file__).parent
+POINTS = (
+    "before claim",
+    "after claim",
+    "mid-body",
+    "after the effect",
+    "after complete",
+    "after callbacks",
+    "before ack",
+)
+FAULTS = ("kill child", "kill worker", "cold shutdown", "hard limit")
+KINDS = ("plain", "IdempotentTask")
+POOLS = ("prefork", "threads")
+WINDOW = "after the effect"
+PATIENCE_SECONDS = 40.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Where and how a run is disturbed."""
+
+    fault: str
+    point: str
+    kind: str
+    pool: str
+    broker: str = "redis"
+
+    @property
+    def name(self):
+        return f"{self.broker} / {self.pool} / {self.kind} / {self.fault} / {self.point}"
+
+
+def cells(broker="redis"):
+    """All that make sense: threads have no child and no hard limit; before the ack stands the main process."""
+    for pool, fault, point, kind in itertools.product(POOLS, FAULTS, POINTS, KINDS):
+        if pool == "threads" and fault in {"kill child", "hard limit"}:
+            continue
+        if point == "before ack" and fault in {"kill child", "hard limit"}:
+            continue
+        yield Cell(fault, point, kind, pool, broker)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a cell showed."""
+
+    runs: int
+    effects: int
+    state: str
+    chord: str
+    bodies: int
+    seconds: float
+
+    def wrong(self, cell):
+        """What must not be, for a task of ours; empty when all is as documented."""
+        problems = []
+        if self.state not in {"SUCCESS", "FAILURE"} or self.chord not in {"SUCCESS", "FAILURE"}:
+            problems.append("lost")
+        if self.state == "FAILURE" and cell.fault != "hard limit":
+            problems.append("failed")
+        if self.chord == "SUCCESS" and self.bodies != 1:
+            problems.append(f"{self.bodies} chord bodies")
+        most = 2 if cell.point == WINDOW and cell.fault != "hard limit" else 1
+        if self.effects > most:
+            problems.append(f"{self.effects} effects")
+        return ", ".join(problems)
+
+
+class Arena:
+    """Two workers of which one is struck, and a calm one for all else, on a broker of their own.
+
+    The calm one has a queue to itself: kombu's Redis transport takes a message off a queue before it notes it as
+    unacknowledged, so one that is published while a worker stands still for us would be lost with that worker,
+    with or without this package.
+    """
+
+    def __init__(self, cell, folder, broker_url, backend_url):
+        self.cell, self.folder = cell, folder
+        transport = {"confirm_publish": True}
+        if cell.broker == "redis":
+            fast = {"unacked_restore_interval": 1, "unacked_restore_throttle": 1, "unacked_mutex_expire": 2}
+            transport = {"visibility_timeout": 2, **fast}
+        self.environment = {
+            **os.environ,
+            "QX_CHAOS_FOLDER": str(folder),
+            "QX_CHAOS_POINT": cell.point,
+            "QX_CHAOS_QUEUES": folder.name,
+            "QX_CHAOS_BROKER": broker_url,
+            "QX_CHAOS_BACKEND": backend_url,
+            "QX_CHAOS_TRANSPORT": json.dumps(transport),
+        }
+        self.workers = [self._start(0, "struck"), self._start(1, "struck"), self._start(2, "calm")]
+        for number in range(3):
+            self.until(lambda number=number: "ready." in self.log(number), f"worker {number}")
+
+    def _start(self, number, queue):
+        pool = self.cell.pool if queue == "struck" else "solo"
+        words = ["worker", "-P", pool, "-c", "2", "-n", f"c{number}@{self.folder.name}", "-l", "INFO"]
+        words += ["-Q", f"{queue}-{self.folder.name}"]
+        with (self.folder / f"worker-{number}.log").open("wb") as log:
+            return subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "celery",
+                    "-A",
+                    "chaos_app",
+                    *words,
+                    "--without-mingle",
+                    "--without-gossip",
+                ],
+                cwd=HERE,
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def log(self, number):
+        return (self.folder / f"worker-{number}.log").read_text(errors="replace")
+
+    def journal(self, what):
+        path = self.folder / "journal"
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [row for row in rows if row["what"] == what]
+
+    def until(self, condition, what, seconds=PATIENCE_SECONDS):
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if value := condition():
+                return value
+            time.sleep(0.02)
+        logs = "\n".join(self.log(number)[-1500:] for number in range(3))
+        raise TimeoutError(f"{self.cell.name}: waited {seconds} s in vain for {what}\n{logs}")
+
+    def strike(self):
+        """Do what the cell says to whoever stands at its point."""
+        (reached,) = self.until(lambda: self.journal("reached"), "the point")
+        if self.cell.fault == "hard limit":
+            return
+        pid = reached["pid"]
+        worker = next(w for w in self.workers if w.pid == pid or _parent(pid) == w.pid)
+        if self.cell.fault == "kill child":
+            os.kill(pid, signal.SIGKILL)
+        elif self.cell.fault == "kill worker":
+            os.killpg(worker.pid, signal.SIGKILL)
+        else:
+            os.kill(worker.pid, signal.SIGQUIT)
+
+    def close(self):
+        (self.folder / "go").touch()
+        for worker in self.workers:
+            with suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
+            worker.wait()
+
+
+def _parent(pid):
+    with suppress(OSError, IndexError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
+
+
+PUBLISH = """
+import json, os, sys, time
+from celery import chord
+import chaos_app
+name = os.environ["QX_CHAOS_QUEUES"]
+kind, limit, patience = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
+task = chaos_app.work_plain if kind == "plain" else chaos_app.work_guarded
+victim = task.s("victim").set(queue=f"struck-{name}", **({"time_limit": limit} if limit else {}))
+calm = task.s("bystander").set(queue=f"calm-{name}")
+whole = chord([victim, calm])(chaos_app.collect.s().set(queue=f"calm-{name}"))
+print("published", flush=True)
+ids = {row.id for row in whole.parent.results}
+first = whole.parent.results[0]
+until = time.monotonic() + patience
+while time.monotonic() < until and not (whole.ready() and first.ready()):
+    time.sleep(0.05)
+time.sleep(0.5)  # a second body would come about now
+print(json.dumps({"state": first.state, "chord": whole.state}))
+"""
+
+
+def play(cell, broker_url=None):
+    """Play one cell on servers of its own; what it showed."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="qc-") as name, start_server() as server:
+        folder = Path(name)
+        arena = Arena(cell, folder, broker_url or server.broker_url, server.broker_url)
+        try:
+            limit = "1" if cell.fault == "hard limit" else "0"
+            words = [sys.executable, "-c", PUBLISH, cell.kind, limit, str(PATIENCE_SECONDS)]
+            publisher = subprocess.Popen(
+                words,
+                cwd=HERE,
+                env=arena.environment,
+                stdout=subprocess.PIPE,
+                text=True,
+                stderr=subprocess.DEVNULL,
+            )
+            try:
+                assert "published" == publisher.stdout.readline().strip()
+                arena.strike()
+                (folder / "struck").touch()
+                said = json.loads(publisher.communicate(timeout=PATIENCE_SECONDS + 20)[0])
+            finally:
+                publisher.kill()
+                publisher.wait()
+                publisher.stdout.close()
+            mine = [row for row in arena.journal("run") if row["order"] == "victim"]
+            effects = [row for row in arena.journal("effect") if row["order"] == "victim"]
+            took = round(time.monotonic() - began, 1)
+            return Found(
+                len(mine), len(effects), said["state"], said["chord"], len(arena.journal("collect")), took
+            )
+        finally:
+            arena.close()
+
+
+def row(cell, found):
+    """A line of the results file."""
+    return json.dumps({**asdict(cell), **asdict(found), "wrong": found.wrong(cell)})
