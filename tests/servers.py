@@ -205,6 +205,7 @@ def rabbitmq():
 
 def _speaks_amqp(url):
     import kombu
+    from kombu.exceptions import OperationalError
 
-    with suppress(kombu.exceptions.OperationalError), kombu.Connection(url, connect_timeout=1) as connection:
+    with suppress(OperationalError), kombu.Connection(url, connect_timeout=1) as connection:
         return connection.connect()
