@@ -7,6 +7,7 @@ from celery import Celery, Task
 from celery.signals import task_postrun
 
 from qx_cache_celery import delivery, signals
+from qx_cache_celery.advice import Advice
 from qx_cache_celery.interrupt import TaskLease
 from qx_cache_celery.options import TaskOptions, take_options
 from qx_cache_celery.runtime import Runtime, runtime_of
@@ -79,7 +80,7 @@ class GuardedTask(Task):  # type: ignore[type-arg]  # generic in its stubs only
         """Check the options, at definition."""
         super().on_bound(app)
         cls.qx_options = take_options(cls)
-        app.steps["consumer"].add(VisibilityHeartbeat)
+        app.steps["consumer"].update({Advice, VisibilityHeartbeat})
         task_postrun.connect(_after_run, dispatch_uid="qx_cache_celery.after_run", weak=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

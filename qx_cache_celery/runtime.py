@@ -55,7 +55,7 @@ class Runtime:
         """
         with self._making:
             if self._client is None:
-                self._client = create_sync_client(_settings(self._app))
+                self._client = create_sync_client(store_settings(self._app))
             return self._client
 
     @property
@@ -117,7 +117,8 @@ def insist(call: Callable[[], T], patience_seconds: float) -> T:
     )
 
 
-def _settings(app: Celery) -> CacheSettings:
+def store_settings(app: Celery) -> CacheSettings:
+    """How the workers of ``app`` reach their Redis: as the environment says, but with shorter timeouts."""
     settings = CacheSettings(url=SecretStr(backend_url(app)))
     if "socket_timeout_seconds" in settings.model_fields_set:
         return settings
