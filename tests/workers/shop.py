@@ -15,7 +15,15 @@ from qx_cache_celery import RERUN, IdempotentTask, SingletonTask, signals
 FOLDER = Path(os.environ["QX_TEST_FOLDER"])
 BROKER = os.environ["QX_TEST_BROKER"]
 
-app = Celery("shop", broker=BROKER, backend=BROKER)
+
+class Alone(Celery):
+    """Its tasks are its own: a later app of the same process does not get them."""
+
+    def task(self, *args, **options):
+        return super().task(*args, **{"shared": False, **options})
+
+
+app = Alone("shop", broker=BROKER, backend=BROKER)
 app.conf.update(
     broker_transport_options={
         "visibility_timeout": float(os.environ.get("QX_TEST_VISIBILITY_TIMEOUT", "60")),

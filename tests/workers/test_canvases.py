@@ -41,7 +41,6 @@ def test_immutable_signatures_stamps_and_nested_canvases(shop):
     assert 1 == len(shop.journal("collect"))
 
 
-@pytest.mark.filterwarnings("ignore::celery.exceptions.DuplicateTaskNameWarning")  # of the shops of earlier tests
 def test_map_starmap_and_chunks_call_the_body_directly(shop):
     """Their items have no message of their own, so there is nothing to record; they run as in plain Celery."""
     tasks = shop.tasks
