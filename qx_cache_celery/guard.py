@@ -31,6 +31,8 @@ class Run:
         self.options = task.qx_options
         self.lease = TaskLease()
         self.idempotency: Any = None
+        self.began = False
+        """True once the body has begun: until then nothing can have been done."""
         self.before_retry: list[Callable[[], None]] = []
         self.after: list[Callable[[], None]] = []
 
@@ -89,7 +91,12 @@ class GuardedTask(Task):  # type: ignore[type-arg]  # generic in its stubs only
             return super().__call__(*args, **kwargs)
         run = Run(self, args, kwargs)
         run.request.__dict__["qx_run"] = run  # inherited by calls inside the run, which pass through
-        proceed: Proceed = lambda: super(GuardedTask, self).__call__(*args, **kwargs)  # noqa: E731
+
+        def body() -> Any:
+            run.began = True
+            return super(GuardedTask, self).__call__(*args, **kwargs)
+
+        proceed: Proceed = body
         for guard in (self.qx_lock_guard, self.qx_record_guard):  # the record is the outer one
             if guard is not None:
                 proceed = _entered(guard(run), proceed)

@@ -232,8 +232,8 @@ class RecordGuard:
             else:
                 self._release(claim)
             raise
-        except BaseException:  # the process is told to go, or a lock was refused: handed back, nothing recorded
-            self._abandon(claim)
+        except BaseException:  # the process is told to go, or a lock was refused
+            self._hand_back(claim)
             raise
 
     def _complete(self, claim: Claimed, result: Any) -> Any:
@@ -269,6 +269,16 @@ class RecordGuard:
             raise delivery.Deferral("its claim was taken over", self._key, insures=claim.fence) from error
         except StoreError:
             _log.exception("the end of task %s could not be recorded; its lease is left to lapse", self._run.id)
+
+    def _hand_back(self, claim: Claimed) -> None:
+        """End the claim with nothing recorded; where the body never began, as if it had never been made."""
+        self._abandon(claim)
+        if self._run.began or claim.takeover or claim.retries:
+            return  # what an earlier run left is not ours to forget
+        try:
+            self._store.forget(self._key, fence=claim.fence)
+        except StoreError as error:
+            _log.warning("the unused claim of task %s is left to lapse: %s", self._run.id, error)
 
     def _abandon(self, claim: Claimed) -> None:
         try:

@@ -143,6 +143,11 @@ def both(self, order, **how):
     return work(self, order, **how)
 
 
+@app.task(base=Both, bind=True, lock_key=[], on_conflict="defer", on_interrupted="unknown")
+def both_unknown(self, order, **how):
+    return work(self, order, **how)
+
+
 @app.task(base=BothReversed, bind=True, lock_key=[])
 def both_reversed(self, order, **how):
     return work(self, order, **how)

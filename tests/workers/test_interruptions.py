@@ -106,3 +106,14 @@ def test_a_run_knows_its_record_and_a_key_for_others(shop):
     assert (result.id, fence, 1) == (seen.holder, seen.fence, attempt)
     assert 36 == len(downstream)
     assert shop.tasks.inside.idempotency is None
+
+
+def test_a_run_that_waits_for_its_lock_was_not_interrupted(shop):
+    first = shop.tasks.both_unknown.delay("a", gate="go")
+    shop.until(lambda: shop.journal("start"))
+    second = shop.tasks.both_unknown.delay("b")
+    shop.until(lambda: len(shop.journal("deferred", id=second.id)) > 1)
+    shop.open("go")
+    assert [["a"], ["b"]] == [first.get(timeout=30), second.get(timeout=30)]
+    assert [] == shop.journal("interrupted")
+    assert [] == shop.journal("taken_over")
