@@ -99,16 +99,31 @@ class _ByThreadState(_Arming):
     def __init__(self) -> None:
         super().__init__()
         self._thread = threading.get_ident()
+        self._fired = False
 
     def disarm(self) -> None:
         with self._mutex:
             self._live = False
-            _set_async(self._thread, None)  # one that was set and has not come yet does not come any more
+        if self._fired:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """One that was set and has not come yet does not come any more.
+
+        It is replaced and the replacement awaited. To set none instead would leave CPython 3.11 looking for it at
+        every jump, and under a tracer (coverage, a debugger) waiting for it at the next call, for ever.
+        """
+        try:
+            _set_async(self._thread, _Swept)
+            while True:
+                pass
+        except _Swept:
+            pass
 
     def fire(self) -> None:
         with self._mutex:
             if self._live:
-                self._live = False
+                self._live, self._fired = False, True
                 _set_async(self._thread, LeaseLost)
 
 
@@ -129,8 +144,12 @@ class _ByHub(_Arming):
             self._greenlet.throw(LeaseLost("another holder came"))
 
 
-def _set_async(thread: int, kind: type[BaseException] | None) -> None:
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(kind) if kind else None)
+class _Swept(BaseException):
+    """Takes the place of a loss that came too late."""
+
+
+def _set_async(thread: int, kind: type[BaseException]) -> None:
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(kind))
 
 
 def _signal_is_ours() -> bool:
