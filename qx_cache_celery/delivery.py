@@ -15,7 +15,7 @@ from celery.app.task import Context
 from celery.exceptions import Ignore, Reject
 
 from qx_cache import holder_text
-from qx_cache_celery import signals
+from qx_cache_celery import report
 
 _log = logging.getLogger("qx_cache_celery.task")
 COPY, DEFERS = "qx_copy", "qx_defers"
@@ -28,25 +28,30 @@ class Deferral(BaseException):
 
     Args:
         reason: In a few words, for log and signal.
-        key: Idempotency key or lock name.
+        subject: The delivery, and its record or lock.
         insures: Fence of the run that the copy insures; None when no run is known.
         remaining_seconds: When the run's lease ends, if nobody renews it.
     """
 
     def __init__(
-        self, reason: str, key: str, *, insures: int | None = None, remaining_seconds: float | None = None
+        self,
+        reason: str,
+        subject: report.Subject,
+        *,
+        insures: int | None = None,
+        remaining_seconds: float | None = None,
     ) -> None:
         super().__init__(reason)
-        self.reason, self.key = reason, key
+        self.reason, self.subject = reason, subject
         self.insures, self.remaining_seconds = insures, remaining_seconds
 
 
 class Skip(BaseException):
     """On its way out of the guards: this delivery ends as a recorded refusal."""
 
-    def __init__(self, reason: str, key: str, holder: str) -> None:
+    def __init__(self, reason: str, subject: report.Subject, holder: str) -> None:
         super().__init__(reason)
-        self.reason, self.key, self.holder = reason, key, holder
+        self.reason, self.subject, self.holder = reason, subject, holder
 
 
 def is_delivery(request: Context) -> bool:
@@ -110,32 +115,20 @@ def defer(task: "Task[Any, Any]", request: Context, why: Deferral) -> Ignore | R
         _log.warning("task %s could not be deferred, back to the queue in %.1f s: %s", request.id, pause, error)
         time.sleep(pause)
         return Reject(reason=why.reason, requeue=True)
-    extra = {"qx_event": "deferred", "task_id": request.id, "task_name": task.name, "outcome": why.reason}
-    _log.info("task %s deferred for %.2f s: %s", request.id, countdown, why.reason, extra=extra)
-    signals.task_deferred.send(
-        sender=task, task_id=request.id, key=why.key, countdown=countdown, reason=why.reason
-    )
+    report.deferred(why.subject, countdown, why.reason)
     return Ignore(why.reason)
 
 
-def skipped(task: "Task[Any, Any]", request: Context, why: Skip) -> dict[str, str]:
-    """Record a refusal: log line, signal, and the marker that becomes the task's result."""
-    extra = {
-        "qx_event": "skipped",
-        "task_id": request.id,
-        "task_name": task.name,
-        "holder_task_id": why.holder,
-    }
-    _log.info("task %s skipped: %s by %s", request.id, why.reason, why.holder, extra=extra)
-    signals.task_skipped.send(sender=task, task_id=request.id, key=why.key, reason=why.reason, holder=why.holder)
-    return {"qx_skipped": why.reason, "lock": why.key, "holder": why.holder}
+def skipped(why: Skip) -> dict[str, str]:
+    """Record a refusal; the marker that becomes the task's result."""
+    report.skipped(why.subject, why.reason, why.holder)
+    return {"qx_skipped": why.reason, "lock": why.subject.key, "holder": why.holder}
 
 
-def ended(request: Context, key: str, how: str) -> Ignore:
+def ended(subject: report.Subject, how: str) -> Ignore:
     """This delivery's run has ended in a recorded way: nothing is left to do."""
-    extra = {"qx_event": "ended", "task_id": request.id, "outcome": how}
-    _log.info("task %s is not run again: %s", request.id, how, extra=extra)
-    return Ignore(f"{key}: {how}")
+    report.ended(subject, how)
+    return Ignore(f"{subject.key}: {how}")
 
 
 def _countdown(task: "Task[Any, Any]", remaining_seconds: float | None, defers: int) -> float:

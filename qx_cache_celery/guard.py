@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NoReturn, Protocol
 from celery import Celery, Task
 from celery.signals import task_postrun
 
-from qx_cache_celery import delivery, signals
+from qx_cache_celery import delivery
 from qx_cache_celery.advice import Advice
 from qx_cache_celery.interrupt import TaskLease
 from qx_cache_celery.options import TaskOptions, take_options
@@ -103,7 +103,7 @@ class GuardedTask(Task):  # type: ignore[type-arg]  # generic in its stubs only
         try:
             return proceed()
         except delivery.Skip as why:
-            return delivery.skipped(self, run.request, why)
+            return delivery.skipped(why)
         except delivery.Deferral as why:
             reason = why
         raise delivery.defer(self, run.request, reason)
@@ -120,11 +120,6 @@ class GuardedTask(Task):  # type: ignore[type-arg]  # generic in its stubs only
         """What this run holds; always valid outside a guarded run."""
         run = delivery.run_of(self.request)
         return run.lease if run is not None else TaskLease()
-
-
-def lost(run: Run, key: str, reason: str) -> None:
-    """Tell whoever listens that the run's lease is gone."""
-    signals.lease_lost.send(sender=run.task, task_id=run.id, key=key, reason=reason)
 
 
 def _entered(guard: Guard, proceed: Proceed) -> Proceed:

@@ -28,9 +28,9 @@ from qx_cache import (
     refuse,
     seconds,
 )
-from qx_cache_celery import delivery, signals
+from qx_cache_celery import delivery, report
 from qx_cache_celery.abort import aborted_when_lost
-from qx_cache_celery.guard import GuardedTask, Proceed, Run, lost
+from qx_cache_celery.guard import GuardedTask, Proceed, Run
 from qx_cache_celery.identity import KeyMaker, key_name
 from qx_cache_celery.interrupt import LeaseLost
 from qx_cache_celery.runtime import insist
@@ -78,6 +78,7 @@ class RecordGuard:
         self._result_ttl = options.duration(app, "result_ttl")
         self._interval = options.interval(app, self._lease_ttl)
         self._policy = options.value(app, "on_store_error")
+        self._subject = report.Subject(run.task, run.request, self._key)
         self._released = False
 
     @property
@@ -91,7 +92,7 @@ class RecordGuard:
         except StoreError as error:
             if self._policy != "run":
                 raise self._store_down(error) from error
-            _log.warning("task %s runs without its idempotency record: %s", self._run.id, error)
+            report.unguarded(self._subject, error)
             return proceed()
         match outcome:
             case Claimed():
@@ -119,7 +120,7 @@ class RecordGuard:
         return outcome
 
     def _store_down(self, error: StoreError) -> BaseException:
-        return error if self._policy == "raise" else delivery.Deferral(f"store error: {error}", self._key)
+        return error if self._policy == "raise" else delivery.Deferral(f"store error: {error}", self._subject)
 
     def _refuse(self, outcome: Outcome) -> NoReturn:
         match outcome:
@@ -129,12 +130,12 @@ class RecordGuard:
                     refuse(outcome)
                 raise delivery.Deferral(
                     "this task is running" if same else f"task {outcome.holder} runs under the same key",
-                    self._key,
+                    self._subject,
                     insures=outcome.fence,
                     remaining_seconds=outcome.remaining_seconds,
                 )
             case Ended():
-                raise delivery.ended(self._run.request, self._key, f"its run {outcome.fence} has ended")
+                raise delivery.ended(self._subject, f"its run {outcome.fence} has ended")
             case _:
                 refuse(outcome)
 
@@ -143,29 +144,24 @@ class RecordGuard:
         if delivery.is_same(request, done.holder):
             follows = delivery.dispatches(request)
             if done.finalised:
-                raise delivery.ended(request, self._key, "its result is recorded and passed on")
+                raise delivery.ended(self._subject, "its result is recorded and passed on")
             if follows and done.age_seconds < self._lease_ttl:  # the first delivery may be passing it on now
                 left = self._lease_ttl - done.age_seconds
                 raise delivery.Deferral(
-                    "its result is being passed on", self._key, insures=done.fence, remaining_seconds=left
+                    "its result is being passed on", self._subject, insures=done.fence, remaining_seconds=left
                 )
             if follows:
                 self._run.after.append(lambda: self._finalise(done.fence))
         if not done.kept and not delivery.result_is_ignored(task, request):
             raise ResultNotKeptError(self._key)
         self._run.idempotency = Idempotency(self._key, done.fence, 0, replayed=True)
-        extra = {"qx_event": "replayed", "task_id": self._run.id, "holder_task_id": done.holder}
-        _log.info("task %s replays the result of %s", self._run.id, done.holder, extra=extra)
-        told = {"holder": done.holder, "age_seconds": done.age_seconds}
-        signals.task_replayed.send(sender=task, task_id=self._run.id, key=self._key, **told)
+        report.replayed(self._subject, done)
         return done.result
 
     def _interrupted(self, seen: Interrupted, proceed: Proceed) -> Any:
         """A run began and nobody knows how it ended, and the task is not simply to run again."""
         run = self._run
-        _log.warning("task %s: run %d was interrupted, its end is unknown", run.id, seen.fence)
-        told = {"attempt": seen.attempt, "fence": seen.fence, "holder": seen.holder}
-        signals.task_interrupted.send(sender=run.task, task_id=run.id, key=self._key, **told)
+        report.interrupted(self._subject, seen)
         self._store.mark_unknown(self._key, fence=seen.fence)
         if not callable(self._on_interrupted):
             raise InterruptedRunError(self._key, seen.fence, seen.holder)
@@ -186,9 +182,7 @@ class RecordGuard:
     def _work(self, claim: Claimed, proceed: Proceed) -> Any:
         run, heartbeat = self._run, self._run.runtime.heartbeat
         if claim.takeover:
-            _log.warning("task %s takes over a run that never ended (attempt %d)", run.id, claim.attempt)
-            told = {"attempt": claim.attempt, "fence": claim.fence}
-            signals.task_taken_over.send(sender=run.task, task_id=run.id, key=self._key, **told)
+            report.taken_over(self._subject, claim)
             if claim.attempt > self._max_interruptions:
                 error = RepeatedlyInterruptedError(self._key, claim.attempt - 1)
                 self._fail(claim, error)
@@ -215,8 +209,8 @@ class RecordGuard:
             raise
         except LeaseLost as error:
             self._abandon(claim)
-            lost(self._run, self._key, str(error))
-            raise delivery.Deferral("its lease was lost", self._key, insures=claim.fence) from error
+            report.lease_lost(self._subject, claim.fence, str(error))
+            raise delivery.Deferral("its lease was lost", self._subject, insures=claim.fence) from error
         except Reject as reject:
             if delivery.requeues(reject):
                 self._abandon(claim)
@@ -265,8 +259,8 @@ class RecordGuard:
         try:
             insist(write, patience_seconds=self._lease_ttl)
         except ClaimLostError as error:
-            lost(self._run, self._key, str(error))
-            raise delivery.Deferral("its claim was taken over", self._key, insures=claim.fence) from error
+            report.lease_lost(self._subject, claim.fence, str(error))
+            raise delivery.Deferral("its claim was taken over", self._subject, insures=claim.fence) from error
         except StoreError:
             _log.exception("the end of task %s could not be recorded; its lease is left to lapse", self._run.id)
 

@@ -10,6 +10,7 @@ from qx_cache import (
     CacheError,
     Duration,
     GuardedRun,
+    Lease,
     LockNotHeldError,
     RunEnded,
     StoreError,
@@ -17,8 +18,8 @@ from qx_cache import (
     Taken,
     digest,
 )
-from qx_cache_celery import delivery
-from qx_cache_celery.guard import GuardedTask, Proceed, Run, lost
+from qx_cache_celery import delivery, report
+from qx_cache_celery.guard import GuardedTask, Proceed, Run
 from qx_cache_celery.identity import KeySpec, key_name
 from qx_cache_celery.interrupt import LeaseLost
 from qx_cache_celery.runtime import insist
@@ -49,6 +50,7 @@ class LockGuard:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._key = lock_name(run.task, run.args, run.kwargs)
+        self._subject = report.Subject(run.task, run.request, self._key, lock=True)
         app, options = run.task.app, run.options
         self._ttl = options.duration(app, "lock_ttl")
         self._interval = options.interval(app, self._ttl)
@@ -64,14 +66,14 @@ class LockGuard:
             if self._policy == "raise":
                 raise
             if self._policy == "defer":
-                raise delivery.Deferral(f"store error: {error}", self._key) from error
-            _log.warning("task %s runs without its lock: %s", self._run.id, error)
+                raise delivery.Deferral(f"store error: {error}", self._subject) from error
+            report.unguarded(self._subject, error)
             return proceed()
         match attempt:
             case Acquired():
                 return self._work(lock, proceed)
             case RunEnded():
-                raise delivery.ended(self._run.request, self._key, "its run has ended")
+                raise delivery.ended(self._subject, "its run has ended")
             case Taken():
                 raise self._conflict(attempt)
 
@@ -88,7 +90,7 @@ class LockGuard:
         if delivery.is_same(request, taken.holder):
             return delivery.Deferral(
                 "this task is running",
-                self._key,
+                self._subject,
                 insures=taken.fence,
                 remaining_seconds=taken.remaining_seconds,
             )
@@ -97,23 +99,23 @@ class LockGuard:
         if policy == "raise":
             return AlreadyRunningError(self._key, taken.holder)
         if policy == "skip":
-            return delivery.Skip("lock_held", self._key, taken.holder)
+            return delivery.Skip("lock_held", self._subject, taken.holder)
         return delivery.Deferral(
-            f"task {taken.holder} holds the lock", self._key, remaining_seconds=taken.remaining_seconds
+            f"task {taken.holder} holds the lock", self._subject, remaining_seconds=taken.remaining_seconds
         )
 
     def _work(self, lock: SyncDistributedLock, proceed: Proceed) -> Any:
         run, lease, heartbeat = self._run, lock.lease, self._run.runtime.heartbeat
         run.lease.hold(lease)
-        run.before_retry.append(lambda: self._release(lock, ended=True))
+        run.before_retry.append(lambda: self._release(lock, lease, ended=True))
         heartbeat.add(lease, self._interval)
         ended = True
         try:
             return proceed()
         except LeaseLost as error:
             ended = False
-            self._tell(error)
-            raise delivery.Deferral("its lock was lost", self._key, insures=lease.fence) from error
+            self._tell(lease, error)
+            raise delivery.Deferral("its lock was lost", self._subject, insures=lease.fence) from error
         except Reject as reject:
             ended = not delivery.requeues(reject)
             raise
@@ -123,10 +125,10 @@ class LockGuard:
             ended = False
             raise
         finally:
-            self._release(lock, ended=ended)
+            self._release(lock, lease, ended=ended)
             heartbeat.remove(lease)
 
-    def _release(self, lock: SyncDistributedLock, *, ended: bool) -> None:
+    def _release(self, lock: SyncDistributedLock, lease: Lease, *, ended: bool) -> None:
         """Give the lock back. The run is over, so what goes wrong here is logged and not raised."""
         if self._released:
             return
@@ -134,16 +136,15 @@ class LockGuard:
         try:
             insist(lambda: lock.release(ended=ended), patience_seconds=self._ttl)
         except LockNotHeldError as error:
-            _log.error("task %s lost its lock during its run: %s", self._run.id, error)
-            self._tell(error)
+            self._tell(lease, error)
         except StoreError as error:
             _log.warning("the lock of task %s is left to lapse: %s", self._run.id, error)
 
-    def _tell(self, error: BaseException) -> None:
+    def _tell(self, lease: Lease, error: BaseException) -> None:
         """Tell once that the lock is gone."""
         if not self._told:
             self._told = True
-            lost(self._run, self._key, str(error))
+            report.lease_lost(self._subject, lease.fence, str(error))
 
 
 class SingletonTask(GuardedTask):

@@ -1,12 +1,15 @@
 """The app that the worker tests run: tasks that note what they do in a journal, and wait at gates."""
 
 import json
+import logging
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
 from celery import Celery
+from celery.contrib.django.task import DjangoTask
 from celery.exceptions import Reject
 from pydantic import BaseModel
 
@@ -65,6 +68,8 @@ def _listen(name, signal_):
     def handler(sender=None, task_id=None, **fields):
         fields.pop("signal", None)
         note(name, id=task_id, task=sender.name, **{key: str(value) for key, value in fields.items()})
+        if app.conf.get("listeners_raise"):
+            raise RuntimeError("a listener's own fault")
 
     signal_.connect(handler, weak=False)
 
@@ -72,6 +77,19 @@ def _listen(name, signal_):
 for name in ("replayed", "deferred", "taken_over", "interrupted", "skipped"):
     _listen(name, getattr(signals, f"task_{name}"))
 _listen("lost", signals.lease_lost)
+
+
+class Reports(logging.Handler):
+    """Writes down the fields of our log records, next to the rest."""
+
+    def emit(self, record):
+        known = set(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
+        fields = {key: value for key, value in record.__dict__.items() if key not in known}
+        if fields:
+            note("log", level=record.levelname, **{key: str(value) for key, value in fields.items()})
+
+
+logging.getLogger("qx_cache_celery.task").addHandler(Reports())
 
 
 class Both(SingletonTask, IdempotentTask):
@@ -116,6 +134,26 @@ def capture(self, order, **how):
 @app.task(base=IdempotentTask, bind=True)
 def by_id(self, order, **how):
     return work(self, order, **how)
+
+
+class OnCommit(DjangoTask, IdempotentTask):
+    """Published when the transaction commits, and recorded."""
+
+
+class OnCommitReversed(IdempotentTask, DjangoTask):
+    """The same in the other order."""
+
+
+@app.task(base=OnCommit, idempotency_key="{order}")
+def committed(order):
+    note("start", order=order)
+    return order
+
+
+@app.task(base=OnCommitReversed, idempotency_key="{order}")
+def committed_reversed(order):
+    note("start", order=order)
+    return order
 
 
 @app.task(base=IdempotentTask, bind=True, idempotency_key="{order}")
@@ -240,15 +278,32 @@ def ends_badly(task, order, body):
     return order
 
 
-def loop():
-    until = time.monotonic() + 8
+LONG_SECONDS = 8
+
+
+def sleeps():
+    time.sleep(LONG_SECONDS)
+
+
+def loops():
+    until = time.monotonic() + LONG_SECONDS
     while time.monotonic() < until:
         pass
 
 
+def reads_a_socket():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(LONG_SECONDS)
+        ours.recv(1)
+
+
+BODIES = {"sleeps": sleeps, "loops": loops, "reads a socket": reads_a_socket}
+
+
 @app.task(base=IdempotentTask, bind=True, lease_ttl=1.5, autoretry_for=(Exception,))
 def losing(self, order, how):
-    return ends_badly(self, order, loop if how == "loop" else lambda: time.sleep(8))
+    return ends_badly(self, order, BODIES[how])
 
 
 @app.task(base=IdempotentTask, bind=True, lease_ttl=1.5, on_lease_lost="continue")
