@@ -40,6 +40,8 @@ HEADER = "idempotency_key"
 RERUN = object()
 """What an ``on_interrupted`` callable returns to have the body run again."""
 _WAIT_SECONDS = 10.0
+_RECORD_PATIENCE_SECONDS = 60.0
+"""An effect without a record is what makes a second one: its record is worth a worker slot for this long."""
 _NAMESPACE = uuid.UUID("6b0cf5a8-5c1f-5f53-9d0c-0f0a4d1c8f11")
 
 
@@ -257,7 +259,7 @@ class RecordGuard:
     def _record(self, claim: Claimed, write: Callable[[], object]) -> None:
         """Write how the run ended. It has ended, so a store that stays away is logged and not raised."""
         try:
-            insist(write, patience_seconds=self._lease_ttl)
+            insist(write, patience_seconds=max(self._lease_ttl, _RECORD_PATIENCE_SECONDS))
         except ClaimLostError as error:
             report.lease_lost(self._subject, claim.fence, str(error))
             raise delivery.Deferral("its claim was taken over", self._subject, insures=claim.fence) from error

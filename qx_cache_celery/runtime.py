@@ -112,8 +112,8 @@ def insist(call: Callable[[], T], patience_seconds: float) -> T:
         StoreUnavailableError,
         timeout=patience_seconds,
         interval_start=0.1,
-        interval_step=0.2,
-        interval_max=1.0,
+        interval_step=0.1,
+        interval_max=0.3,  # soon after Redis is back, before a redelivery is
     )
 
 

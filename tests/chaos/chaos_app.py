@@ -24,6 +24,7 @@ app.conf.update(
     qx_cache_backend_url=os.environ["QX_CHAOS_BACKEND"],
     qx_cache_lease_ttl=2,
 )
+app.conf.update(json.loads(os.environ.get("QX_CHAOS_CONF", "{}")))
 
 
 def note(what, **more):
@@ -93,6 +94,8 @@ def body(task, order):
     note("run", order=order, id=task.request.id)
     reach("after claim", order)
     reach("mid-body", order)
+    if isinstance(task, IdempotentTask):
+        task.lease.ensure()  # as the docs say: right before each effect
     note("effect", order=order)
     reach("after the effect", order)
     return order
@@ -111,4 +114,28 @@ def work_guarded(self, order):
 @app.task
 def collect(orders):
     note("collect", orders=orders)
+    return sorted(orders)
+
+
+def busy(task, order, duration):
+    note("run", order=order, id=task.request.id)
+    time.sleep(duration)
+    task.lease.ensure()
+    note("effect", order=order)
+    return order
+
+
+@app.task(base=IdempotentTask, bind=True, idempotency_key="{order}")
+def load(self, order, duration):
+    return busy(self, order, duration)
+
+
+@app.task(base=IdempotentTask, bind=True, idempotency_key="{order}", fingerprint=["order"])
+def step(self, before, order, duration):
+    return busy(self, order, duration)
+
+
+@app.task(base=IdempotentTask, idempotency_key="{order}", fingerprint=["order"])
+def gather(orders, order):
+    note("gather", order=order)
     return sorted(orders)

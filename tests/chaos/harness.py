@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import redis
+
 from qx_cache.embedded import start_server
 
 HERE = Path(__file__).parent
@@ -24,10 +26,12 @@ POINTS = (
     "after callbacks",
     "before ack",
 )
-FAULTS = ("kill child", "kill worker", "cold shutdown", "hard limit")
+FAULTS = ("kill child", "kill worker", "cold shutdown", "hard limit", "freeze", "record lost")
 KINDS = ("plain", "IdempotentTask")
 POOLS = ("prefork", "threads")
-WINDOW = "after the effect"
+AFTER_THE_EFFECT = POINTS[POINTS.index("after the effect") :]
+FREEZE_SECONDS = 6.0
+"""Past the visibility timeout and the lease, with room for another to take over."""
 PATIENCE_SECONDS = 40.0
 
 
@@ -42,6 +46,14 @@ class Cell:
     broker: str = "redis"
 
     @property
+    def window(self):
+        """True in the three situations in which the docs say that a body can take effect twice."""
+        dies_before_the_record = self.fault in {"kill child", "kill worker", "cold shutdown"}
+        if dies_before_the_record or self.fault == "freeze":
+            return self.point == "after the effect"
+        return self.fault == "record lost"
+
+    @property
     def name(self):
         return f"{self.broker} / {self.pool} / {self.kind} / {self.fault} / {self.point}"
 
@@ -52,6 +64,10 @@ def cells(broker="redis"):
         if pool == "threads" and fault in {"kill child", "hard limit"}:
             continue
         if point == "before ack" and fault in {"kill child", "hard limit"}:
+            continue
+        if fault == "freeze" and broker != "redis":  # nobody delivers again what a frozen worker holds
+            continue
+        if fault == "record lost" and point not in AFTER_THE_EFFECT:
             continue
         yield Cell(fault, point, kind, pool, broker)
 
@@ -76,8 +92,7 @@ class Found:
             problems.append("failed")
         if self.chord == "SUCCESS" and self.bodies != 1:
             problems.append(f"{self.bodies} chord bodies")
-        most = 2 if cell.point == WINDOW and cell.fault != "hard limit" else 1
-        if self.effects > most:
+        if self.effects > (2 if cell.window else 1):
             problems.append(f"{self.effects} effects")
         return ", ".join(problems)
 
@@ -90,8 +105,8 @@ class Arena:
     with or without this package.
     """
 
-    def __init__(self, cell, folder, broker_url, backend_url):
-        self.cell, self.folder = cell, folder
+    def __init__(self, cell, folder, broker_url, store):
+        self.cell, self.folder, self._store = cell, folder, store
         transport = {"confirm_publish": True}
         if cell.broker == "redis":
             fast = {"unacked_restore_interval": 1, "unacked_restore_throttle": 1, "unacked_mutex_expire": 2}
@@ -102,7 +117,7 @@ class Arena:
             "QX_CHAOS_POINT": cell.point,
             "QX_CHAOS_QUEUES": folder.name,
             "QX_CHAOS_BROKER": broker_url,
-            "QX_CHAOS_BACKEND": backend_url,
+            "QX_CHAOS_BACKEND": store.broker_url,
             "QX_CHAOS_TRANSPORT": json.dumps(transport),
         }
         self.workers = [self._start(0, "struck"), self._start(1, "struck"), self._start(2, "calm")]
@@ -160,8 +175,23 @@ class Arena:
             os.kill(pid, signal.SIGKILL)
         elif self.cell.fault == "kill worker":
             os.killpg(worker.pid, signal.SIGKILL)
+        elif self.cell.fault == "freeze":
+            os.killpg(worker.pid, signal.SIGSTOP)
+            time.sleep(FREEZE_SECONDS)
+            (self.folder / "go").touch()
+            os.killpg(worker.pid, signal.SIGCONT)
+        elif self.cell.fault == "record lost":
+            self._lose_record()
+            os.killpg(worker.pid, signal.SIGKILL)
         else:
             os.kill(worker.pid, signal.SIGQUIT)
+
+    def _lose_record(self):
+        """What a failover to a replica that lags, or an eviction, does to it."""
+        victim = next(row["id"] for row in self.journal("run") if row["order"] == "victim")
+        with redis.Redis.from_url(self._store.url) as client:
+            for key in client.scan_iter(f"*:idem:*{victim}*"):
+                client.delete(key)
 
     def close(self):
         (self.folder / "go").touch()
@@ -203,7 +233,7 @@ def play(cell, broker_url=None):
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="qc-") as name, start_server() as server:
         folder = Path(name)
-        arena = Arena(cell, folder, broker_url or server.broker_url, server.broker_url)
+        arena = Arena(cell, folder, broker_url or server.broker_url, server)
         try:
             limit = "1" if cell.fault == "hard limit" else "0"
             words = [sys.executable, "-c", PUBLISH, cell.kind, limit, str(PATIENCE_SECONDS)]

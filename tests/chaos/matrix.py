@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parent.parent))
 
 import servers
-from harness import FAULTS, KINDS, POINTS, WINDOW, Cell, cells, play, row
+from harness import FAULTS, KINDS, POINTS, Cell, cells, play, row
 
 HOME = Path(__file__).parent
 RESULTS, TABLE = HOME / "results.jsonl", HOME / "matrix.md"
@@ -27,8 +27,8 @@ def read(path):
 
 
 def sample(wanted, number, seed):
-    """So many cells, all of the documented window among them, of our own kind first."""
-    window = [cell for cell in wanted if cell.point == WINDOW and cell.kind != "plain"]
+    """So many cells, all of the documented windows among them, of our own kind first."""
+    window = [cell for cell in wanted if cell.window and cell.kind != "plain"]
     others = [cell for cell in wanted if cell not in window]
     random.Random(seed).shuffle(others)  # noqa: S311  # a repeatable choice
     others.sort(key=lambda cell: cell.kind == "plain")

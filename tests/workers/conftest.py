@@ -33,11 +33,11 @@ class Shop:
         sys.modules.pop("shop", None)
         self.tasks = importlib.import_module("shop")
 
-    def start(self, *, concurrency=2, pool="prefork"):
+    def start(self, *, concurrency=2, pool="prefork", queues="celery"):
         """Start one worker and wait until it takes messages."""
         number = len(self.workers)
         log = (self.folder / f"worker-{number}.log").open("wb")
-        words = ["worker", "-c", str(concurrency), "-P", pool, "-n", f"w{number}@qx", "-l", "INFO"]
+        words = ["worker", "-c", str(concurrency), "-P", pool, "-n", f"w{number}@qx", "-l", "INFO", "-Q", queues]
         words += ["--without-mingle", "--without-gossip"]
         process = subprocess.Popen(
             [sys.executable, "-m", "celery", "-A", "shop", *words],

@@ -3,6 +3,7 @@
 import pytest
 import redis
 from celery import chord, group
+from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import EncodeError
 
 from qx_cache.embedded import start_server
@@ -120,7 +121,7 @@ def test_a_record_of_a_newer_version_is_left_alone_and_the_task_waits(shop):
 def test_a_fresh_run_costs_two_scripts_a_replay_one_and_a_short_task_no_heartbeat(shop_with):
     orders = range(1000)
     with start_server() as store, redis.Redis.from_url(store.url) as counted:  # kombu runs scripts of its own
-        shop = shop_with(qx_cache_backend_url=store.url)
+        shop = shop_with(qx_cache_backend_url=store.url, qx_cache_lease_ttl=60)  # no renewal, however slow
         shop.start()
 
         def scripts_of_all():
@@ -136,3 +137,11 @@ def test_a_fresh_run_costs_two_scripts_a_replay_one_and_a_short_task_no_heartbea
         assert 2000 == scripts_of_all()
         assert 1000 == scripts_of_all()
         shop.stop()
+
+
+def test_a_soft_time_limit_fails_the_run_and_leaves_the_key_to_the_next_publish(shop):
+    with pytest.raises(SoftTimeLimitExceeded):
+        shop.tasks.capture.apply_async(("a",), {"seconds": 20}, soft_time_limit=1).get(timeout=20)
+    assert ["a"] == shop.tasks.capture.delay("a").get(timeout=20)
+    assert 2 == len(shop.journal("start"))
+    assert [] == shop.journal("taken_over")

@@ -6,6 +6,7 @@ import time
 import kombu
 import pytest
 import redis
+import servers
 
 from qx_cache.embedded import start_server
 from qx_cache_celery.visibility import refresh
@@ -14,17 +15,29 @@ pytestmark = pytest.mark.worker
 VISIBILITY_SECONDS = 2
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
 def test_a_run_and_an_eta_longer_than_the_timeout_start_once(shop_with, pool):
     shop = shop_with(visibility_timeout=VISIBILITY_SECONDS)
     shop.start(pool=pool), shop.start(pool=pool)
+    recorded = shop.tasks.by_id.apply_async(("recorded",), countdown=3 * VISIBILITY_SECONDS)
     long_run = shop.tasks.plain.delay("long", seconds=2.5 * VISIBILITY_SECONDS)
     late = shop.tasks.plain.apply_async(("late",), countdown=3 * VISIBILITY_SECONDS)
     assert ["long"] == long_run.get(timeout=30)
     assert ["late"] == late.get(timeout=30)
     assert 1 == len(shop.journal("start", order="long"))
+    assert ["recorded"] == recorded.get(timeout=30)
     assert 1 == len(shop.journal("start", order="late"))
+    assert 1 == len(shop.journal("start", order="recorded"))
+    assert [] == shop.journal("deferred")
     shop.until(shop.idle)
+
+
+def test_each_queue_of_a_worker_is_held(shop_with):
+    shop = shop_with(visibility_timeout=VISIBILITY_SECONDS)
+    shop.start(queues="celery,other"), shop.start(queues="celery,other")
+    runs = [shop.tasks.plain.apply_async((q,), {"seconds": 5}, queue=q) for q in ("celery", "other")]
+    assert [["celery"], ["other"]] == [run.get(timeout=30) for run in runs]
+    assert 2 == len(shop.journal("start"))
 
 
 def test_turned_off_the_broker_delivers_again(shop_with):
@@ -52,8 +65,21 @@ def test_a_killed_workers_messages_are_back_after_the_timeout(shop_with):
 
 @pytest.mark.parametrize("options", [{}, {"global_keyprefix": "mine:"}, {"unacked_index_key": "held"}])
 def test_what_is_held_gets_a_fresh_score_in_one_command_and_what_was_acknowledged_stays_away(options):
-    with start_server() as server, kombu.Connection(server.broker_url, transport_options=options) as connection:
-        index = options.get("global_keyprefix", "") + options.get("unacked_index_key", "unacked_index")
+    with start_server() as server, redis.Redis.from_url(server.url) as looks:
+        held_ones_are_refreshed(server.broker_url, options, looks)
+
+
+@pytest.mark.servers
+def test_what_is_held_is_refreshed_at_the_master_that_sentinels_name():
+    with servers.sentinels(servers.redis_7()) as (master, _, watchers), master.raw() as looks:
+        url = ";".join(f"sentinel://{watcher.address}" for watcher in watchers)
+        held_ones_are_refreshed(url, {"master_name": "mymaster"}, looks)
+
+
+def held_ones_are_refreshed(url, options, looks):
+    """Take three messages, acknowledge one, make the others old, refresh."""
+    index = options.get("global_keyprefix", "") + options.get("unacked_index_key", "unacked_index")
+    with kombu.Connection(url, transport_options=options) as connection:
         channel = connection.channel()
         channel.basic_qos(0, 10, False)
         queue = kombu.Queue("q", channel=channel)
@@ -69,13 +95,12 @@ def test_what_is_held_gets_a_fresh_score_in_one_command_and_what_was_acknowledge
                 connection.drain_events(timeout=5)
             held[0].ack()
 
-            with redis.Redis.from_url(server.url) as looks:
-                for tag in looks.zrange(index, 0, -1):
-                    looks.zadd(index, {tag: 1})
-                looks.config_resetstat()
-                assert 2 == refresh(channel)
-                assert 1 == looks.info("commandstats")["cmdstat_zadd"]["calls"]
-                scores = [score for _, score in looks.zrange(index, 0, -1, withscores=True)]
+            for tag in looks.zrange(index, 0, -1):
+                looks.zadd(index, {tag: 1})
+            looks.config_resetstat()
+            assert 2 == refresh(channel)
+            assert 1 == looks.info("commandstats")["cmdstat_zadd"]["calls"]
+            scores = [score for _, score in looks.zrange(index, 0, -1, withscores=True)]
             assert 2 == len(scores)
             assert all(abs(score - time.time()) < 5 for score in scores)
             for message in held[1:]:

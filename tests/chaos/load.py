@@ -1,0 +1,256 @@
+"""A load run: many tasks on two workers while faults strike, and the account of what became of each.
+
+``make load`` publishes 1,000 tasks, half of them in chords and chains, some orders twice, and every few seconds
+kills or freezes a worker, kills a child, or restarts Redis. With ``--outage`` there is one fault instead: the one
+Redis that is broker and store is away for that many seconds.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent.parent))
+
+import redis
+import servers
+from celery import chain, chord
+
+HERE = Path(__file__).parent
+LEASE_SECONDS = 2.0
+FREEZE_SECONDS = 3.0
+FAULT_EVERY_SECONDS = (1.5, 3.5)
+POOLS = {"prefork": 4, "threads": 5}
+CHORD, CHAIN = 10, 5
+FAST = {"unacked_restore_interval": 1, "unacked_restore_throttle": 1, "unacked_mutex_expire": 2}
+
+
+class Workers:
+    """Two workers, each started anew after it was killed."""
+
+    def __init__(self, folder, environment):
+        self._folder, self._environment = folder, environment
+        self.living, self._started = {}, 0
+        for pool in POOLS:
+            self.start(pool)
+
+    def start(self, pool):
+        self._started += 1
+        words = ["worker", "-P", pool, "-c", str(POOLS[pool]), "-n", f"l{self._started}@load", "-l", "INFO"]
+        words += ["--without-mingle", "--without-gossip"]
+        with (self._folder / f"worker-{self._started}.log").open("wb") as log:
+            self.living[pool] = subprocess.Popen(
+                [sys.executable, "-m", "celery", "-A", "chaos_app", *words],
+                cwd=HERE, env=self._environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    def kill(self, dice):
+        pool = dice.choice(list(POOLS))
+        self._group(pool, signal.SIGKILL)
+        self.living[pool].wait()
+        self.start(pool)
+        return f"worker killed ({pool})"
+
+    def freeze(self, dice):
+        pool = dice.choice(list(POOLS))
+        self._group(pool, signal.SIGSTOP)
+        time.sleep(FREEZE_SECONDS)
+        self._group(pool, signal.SIGCONT)
+        return f"worker frozen for {FREEZE_SECONDS:g} s ({pool})"
+
+    def kill_child(self, dice):
+        pid = self.living["prefork"].pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        if not children:
+            return "no child to kill yet"
+        with suppress(ProcessLookupError):
+            os.kill(int(dice.choice(children)), signal.SIGKILL)
+        return "child killed"
+
+    def close(self):
+        for pool, worker in self.living.items():
+            with suppress(ProcessLookupError):
+                self._group(pool, signal.SIGKILL)
+            worker.wait()
+
+    def _group(self, pool, number):
+        os.killpg(self.living[pool].pid, number)
+
+
+class Orders:
+    """What was published: task id -> the result that it must have."""
+
+    def __init__(self, app, dice, total):
+        self._app, self._dice = app, dice
+        self.expected, self.chords, self.orders = {}, [], []
+        singles, chorded = total // 2, total // 4
+        for _ in range(singles):
+            self._publish_single(self._order())
+        for number in range(chorded // CHORD):
+            self._publish_chord(f"chord-{number}")
+        for _ in range((total - singles - chorded) // CHAIN):
+            self._publish_chain()
+
+        self.again = dice.sample(self.orders[: singles + chorded], total // 20)  # those of the task ``load``
+
+    def publish_again(self):
+        """A client that retries: another task id, a known order."""
+        if self.again:
+            self._publish_single(self.again.pop())
+
+    def _order(self):
+        duration = round(math.exp(self._dice.uniform(math.log(0.01), math.log(2))), 3)
+        self.orders.append((f"o-{len(self.orders)}", duration))
+        return self.orders[-1]
+
+    def _publish_single(self, order):
+        while True:
+            try:
+                self.expected[self._app.load.delay(*order).id] = order[0]
+            except (self._app.app.connection().connection_errors, redis.RedisError, OSError):
+                time.sleep(0.2)  # not accepted, so not published
+            else:
+                return
+
+    def _publish_chord(self, name):
+        orders = [self._order() for _ in range(CHORD)]
+        self.chords.append(name)
+        header = [self._app.load.s(*order) for order in orders]
+        whole = chord(header)(self._app.gather.s(name))
+        self.expected.update({row.id: order[0] for row, order in zip(whole.parent.results, orders, strict=True)})
+        self.expected[whole.id] = sorted(order[0] for order in orders)
+
+    def _publish_chain(self):
+        orders = [self._order() for _ in range(CHAIN)]
+        links = [self._app.load.s(*orders[0]), *(self._app.step.s(*order) for order in orders[1:])]
+        last = chain(*links).apply_async()
+        for order in reversed(orders):
+            self.expected[last.id] = order[0]
+            last = last.parent
+
+
+class Account:
+    """What became of everything, read from the result backend and the journal."""
+
+    def __init__(self, client, folder, orders):
+        self._client, self._folder, self._orders = client, folder, orders
+        self.states = {}
+
+    def missing(self):
+        """Task ids that have no final state yet."""
+        left = [one for one in self._orders.expected if one not in self.states]
+        for task_id, blob in zip(
+            left, self._client.mget([f"celery-task-meta-{one}" for one in left]), strict=True
+        ):
+            meta = json.loads(blob) if blob else {}
+            if meta.get("status") in {"SUCCESS", "FAILURE", "REVOKED"}:
+                self.states[task_id] = (meta["status"], meta["result"])
+        return [one for one in left if one not in self.states]
+
+    def rows(self, what):
+        lines = (self._folder / "journal").read_text().splitlines()
+        return [row for row in map(json.loads, lines) if row["what"] == what]
+
+    def told(self):
+        """The figures; ``bad`` counts what must not be."""
+        expected = self._orders.expected
+        effects = Counter(row["order"] for row in self.rows("effect"))
+        bodies = Counter(row["order"] for row in self.rows("gather"))
+        right = sum(("SUCCESS", value) == self.states.get(task) for task, value in expected.items())
+        failed = sum("SUCCESS" != state for state, _ in self.states.values())
+        never = [name for name, _ in self._orders.orders if name not in effects]
+        wrong_bodies = {name: bodies[name] for name in self._orders.chords if bodies[name] != 1}
+        figures = {
+            "published": len(expected),
+            "right results": right,
+            "not SUCCESS": failed,
+            "without an end": len(expected) - len(self.states),
+            "orders": len(self._orders.orders),
+            "orders that never ran": len(never),
+            "orders with two effects": sum(count > 1 for count in effects.values()),
+            "runs": len(self.rows("run")),
+            "chord bodies": sum(bodies.values()),
+            "chords with not one body": len(wrong_bodies),
+        }
+        bad = len(expected) - right + len(never) + len(wrong_bodies)
+        return figures, bad
+
+
+def play(said):
+    dice = random.Random(said.seed)  # noqa: S311  # a repeatable run
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ql-")))
+        server = stack.enter_context(servers.Server(appendonly="yes", appendfsync="everysec"))
+        broker = stack.enter_context(servers.rabbitmq()) if said.broker == "rabbitmq" else server.url
+        transport = {"confirm_publish": True} if said.broker == "rabbitmq" else {"visibility_timeout": 3, **FAST}
+        os.environ.update(
+            QX_CHAOS_FOLDER=str(folder),
+            QX_CHAOS_BROKER=broker,
+            QX_CHAOS_BACKEND=server.url,
+            QX_CHAOS_TRANSPORT=json.dumps(transport),
+            QX_CHAOS_CONF=json.dumps({"result_backend_always_retry": True, "qx_cache_lease_ttl": LEASE_SECONDS}),
+        )
+        sys.path.insert(0, str(HERE))
+        import chaos_app  # its settings are in the environment
+
+        def restart(_=None, away_seconds=0.5):
+            server.kill()
+            time.sleep(away_seconds)
+            server.start()
+            return f"Redis away for {away_seconds:g} s"
+
+        workers = Workers(folder, dict(os.environ))
+        stack.callback(workers.close)
+        client = stack.enter_context(redis.Redis.from_url(server.url))
+        began = time.monotonic()
+        orders = Orders(chaos_app, dice, said.tasks)
+        account = Account(client, folder, orders)
+
+        def say(line):
+            print(f"{time.monotonic() - began:6.1f} s  {line}", file=sys.stderr, flush=True)
+
+        say(f"{len(orders.expected)} tasks published")
+        if said.outage:
+            time.sleep(3)
+            say(restart(away_seconds=said.outage))
+        kinds = [] if said.outage else [workers.kill, workers.freeze, workers.kill_child, restart]
+        due = began + FAULT_EVERY_SECONDS[0]
+        while time.monotonic() - began < said.seconds and (orders.again or account.missing()):
+            orders.publish_again()
+            if kinds and time.monotonic() > due:
+                say(dice.choice(kinds)(dice))
+                due = time.monotonic() + dice.uniform(*FAULT_EVERY_SECONDS)
+            time.sleep(0.2)
+        figures, bad = account.told()
+        figures["seconds"] = round(time.monotonic() - began, 1)
+        for task in account.missing()[:5]:
+            say(f"without an end: {task} {orders.expected[task]}")
+        print(json.dumps({"seed": said.seed, "broker": said.broker, **figures}))
+        if said.keep:
+            shutil.copytree(folder, said.keep)
+        return 1 if bad else 0
+
+
+def main():
+    words = argparse.ArgumentParser(description=__doc__)
+    words.add_argument("--tasks", type=int, default=1000)
+    words.add_argument("--seconds", type=float, default=120, help="give up after so long")
+    words.add_argument("--seed", type=int, default=1)
+    words.add_argument("--broker", choices=["redis", "rabbitmq"], default="redis")
+    words.add_argument("--outage", type=float, default=0, help="instead of faults: Redis away for so many seconds")
+    words.add_argument("--keep", help="copy the logs and the journal there")
+    return play(words.parse_args())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
