@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test servers stress matrix bench lint types check clean
+.PHONY: demo test servers stress matrix load bench lint types check clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -23,7 +23,10 @@ stress: .venv/ready  ## kill processes that count under one lock, for 30 seconds
 matrix: .venv/ready  ## kill workers at every point of a run, plain and guarded; resumable (tests/chaos/matrix.md)
 	$(BIN)/python tests/chaos/matrix.py $(ARGS)
 
-bench: .venv/ready  ## measure beside the peers, and write benchmarks/results.* (eight minutes)
+load: .venv/ready  ## 1,000 tasks under faults, each accounted for; or ARGS="--outage 40", ARGS="--broker rabbitmq"
+	$(BIN)/python tests/chaos/load.py $(ARGS)
+
+bench: .venv/ready  ## measure beside the peers, and write benchmarks/results.* (eleven minutes)
 	$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python -m pip install --quiet --no-deps 'redlock-ng>=2.0.4'  # pins redis-py below 6
 	$(BIN)/python -m benchmarks $(ARGS)

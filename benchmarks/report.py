@@ -69,6 +69,22 @@ def _lines(results: Mapping[str, Any]) -> Iterator[str]:
     yield f"| 100 waiting clients in one process, the same | {clients[0]}, {clients[1]} ms |"
     yield f"| record of a running claim | {one['running_bytes']} B |"
     yield f"| record with a result of 100 B | {one['done_bytes']} B |"
+    yield from _throughput(results["throughput"])
+
+
+def _throughput(pools: Mapping[str, Any]) -> Iterator[str]:
+    targets = {"prefork": 0.80, "threads": 0.65}
+    yield ""
+    yield "## No-op tasks through one worker"
+    for pool, kinds in pools.items():
+        yield ""
+        yield f"**{pool}**, target of IdempotentTask ≥ {targets[pool]}"
+        yield ""
+        yield "| | tasks a second | times plain | (10 % to 90 % of rounds) |"
+        yield "|---|---|---|---|"
+        for name, one in kinds.items():
+            low, high = one["ratio_low"], one["ratio_high"]
+            yield f"| {name} | {one['tasks_per_second']} | {one['ratio']:.2f} | {low:.2f} to {high:.2f} |"
 
 
 def plot(results: Mapping[str, Any], path: Path) -> None:

@@ -8,10 +8,13 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import cache
 
-from celery import Celery
+import redis
+from celery import Celery, Task
 
 from benchmarks.server import server
+from benchmarks.uncontended import BARE, HEADER, RESULT
 from qx_cache_celery import IdempotentTask
 
 CONCURRENCY = {"prefork": 2, "threads": 8}
@@ -25,34 +28,67 @@ app.conf.update(
 )
 
 
-@app.task
+@app.task(name="plain")
 def plain() -> float:
     """When it ran."""
     return time.time()
 
 
-@app.task(acks_late=True, reject_on_worker_lost=True)
+@app.task(name="plain_acks_late", acks_late=True, reject_on_worker_lost=True)
 def plain_acks_late() -> float:
     """The same, with the acknowledgement that any task needs that is not to be lost."""
     return time.time()
 
 
-@app.task(base=IdempotentTask)
+@cache
+def client(pid: int) -> tuple[redis.Redis, str]:  # noqa: ARG001  # one for each process
+    """The store, and the digest of a script that only sets a key."""
+    store = redis.Redis.from_url(str(app.conf.result_backend))
+    return store, str(store.script_load(BARE))
+
+
+class Floor(Task):
+    """Two bare scripts of redis-py around the run: what any record costs that is kept by two round trips."""
+
+    abstract = True
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        """Run."""
+        store, sha = client(os.getpid())
+        key = f"floor:{self.request.id}"
+        store.evalsha(sha, 1, key, HEADER)
+        result = super().__call__(*args, **kwargs)
+        store.evalsha(sha, 1, key, HEADER + RESULT)
+        return result
+
+
+@app.task(name="floor", base=Floor, acks_late=True, reject_on_worker_lost=True)
+def floor() -> float:
+    """The same, around which two bare scripts are run."""
+    return time.time()
+
+
+@app.task(name="idempotent", base=IdempotentTask)
 def idempotent() -> float:
     """The same, recorded."""
     return time.time()
 
 
-KINDS = {"plain": plain, "plain, acks_late": plain_acks_late, "IdempotentTask": idempotent}
+KINDS = {
+    "plain": plain,
+    "plain, acks_late": plain_acks_late,
+    "two bare scripts": floor,
+    "IdempotentTask": idempotent,
+}
 
 
 def span(kind: str, number: int, queue: str) -> float:
     """Seconds from the first to the last of so many runs, which all waited in a queue before."""
     with app.pool.acquire() as connection, app.amqp.Producer(connection) as producer:
         results = [KINDS[kind].apply_async(queue=queue, producer=producer) for _ in range(number)]
-    app.control.add_consumer(queue, reply=True, timeout=10)
+    app.control.add_consumer(queue, reply=True, limit=1, timeout=10)
     ran = [result.get(timeout=_PATIENCE_SECONDS, interval=0.05) for result in results]
-    app.control.cancel_consumer(queue, reply=True, timeout=10)
+    app.control.cancel_consumer(queue, reply=True, limit=1, timeout=10)
     return float(max(ran) - min(ran))
 
 
@@ -74,7 +110,7 @@ def main() -> None:
         )
         try:
             until = time.monotonic() + _PATIENCE_SECONDS
-            while not app.control.ping(timeout=1):
+            while not app.control.ping(timeout=1, limit=1):
                 if time.monotonic() > until:
                     raise SystemExit("the worker did not start")
             json.dump(figures(said.rounds, said.tasks), sys.stdout)

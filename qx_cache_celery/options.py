@@ -3,7 +3,7 @@
 import inspect
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from celery import Celery
@@ -52,12 +52,18 @@ class TaskOptions:
     arguments: Arguments
     given: Mapping[str, Any]
     makers: Mapping[str, KeyMaker]
+    _values: dict[str, Any] = field(default_factory=dict)
 
     def value(self, app: Celery, name: str) -> Any:
-        """The task's own value, else ``qx_cache_<name>`` of the app, else the default; words are checked."""
-        own = self.given.get(name, UNSET)
-        value = app.conf.get(f"qx_cache_{name}", DEFAULTS[name]) if own is UNSET else own
-        return _checked(self.arguments.task_name, name, value)
+        """The task's own value, else ``qx_cache_<name>`` of the app, else the default; words are checked.
+
+        Read once: what is changed in ``app.conf`` after the first use has no effect.
+        """
+        if name not in self._values:
+            own = self.given.get(name, UNSET)
+            value = app.conf.get(f"qx_cache_{name}", DEFAULTS[name]) if own is UNSET else own
+            self._values[name] = _checked(self.arguments.task_name, name, value)
+        return self._values[name]
 
     def duration(self, app: Celery, name: str) -> float:
         """A duration in seconds."""

@@ -44,6 +44,7 @@ class Runtime:
         self._making = threading.Lock()
         self._client: redis.Redis | None = None
         self._heartbeat: Heartbeat | None = None
+        self._stores: dict[tuple[float, float], SyncIdempotencyStore] = {}
         self.owner_prefix = process_prefix(owner_host(), os.getppid(), os.getpid())
 
     @property
@@ -68,16 +69,19 @@ class Runtime:
             return self._heartbeat
 
     def store(self, *, lease_ttl: float, result_ttl: float) -> SyncIdempotencyStore:
-        """A store with these lives; both in seconds."""
-        return SyncIdempotencyStore(
-            self.client,
-            ttl_seconds=result_ttl,
-            lease_seconds=lease_ttl,
-            namespace=namespace(self._app),
-            codec=KombuCodec(self._app),
-            heartbeat=self.heartbeat,
-            owner_prefix=self.owner_prefix,
-        )
+        """The store with these lives; both in seconds."""
+        lives = lease_ttl, result_ttl
+        if lives not in self._stores:
+            self._stores[lives] = SyncIdempotencyStore(
+                self.client,
+                ttl_seconds=result_ttl,
+                lease_seconds=lease_ttl,
+                namespace=namespace(self._app),
+                codec=KombuCodec(self._app),
+                heartbeat=self.heartbeat,
+                owner_prefix=self.owner_prefix,
+            )
+        return self._stores[lives]
 
     def lock(self, name: str, *, ttl: float, holder: str, guarded: GuardedRun | None) -> SyncDistributedLock:
         """A lock object for one run; ``ttl`` in seconds."""
