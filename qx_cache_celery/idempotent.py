@@ -10,7 +10,8 @@ from qx_cache import Duration, Outcome, SyncIdempotencyStore
 from qx_cache_celery import delivery
 from qx_cache_celery.guard import GuardedTask
 from qx_cache_celery.identity import KeySpec, key_name
-from qx_cache_celery.record import HEADER, Idempotency, RecordGuard, lease_seconds
+from qx_cache_celery.naming import HEADER
+from qx_cache_celery.record import Idempotency, RecordGuard
 from qx_cache_celery.runtime import runtime_of
 
 
@@ -145,5 +146,5 @@ class IdempotentTask(GuardedTask):
 
     @property
     def _store(self) -> SyncIdempotencyStore:
-        ttl = self.qx_options.duration(self.app, "result_ttl")
-        return runtime_of(self.app).store(lease_ttl=lease_seconds(self), result_ttl=ttl)
+        lease_ttl, result_ttl = (self.qx_options.duration(self.app, name) for name in ("lease_ttl", "result_ttl"))
+        return runtime_of(self.app).store(lease_ttl=lease_ttl, result_ttl=result_ttl)

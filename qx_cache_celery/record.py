@@ -26,17 +26,15 @@ from qx_cache import (
     StoreUnavailableError,
     SyncIdempotencyStore,
     refuse,
-    seconds,
 )
 from qx_cache_celery import delivery, report
 from qx_cache_celery.abort import aborted_when_lost
-from qx_cache_celery.guard import GuardedTask, Proceed, Run
-from qx_cache_celery.identity import KeyMaker, key_name
+from qx_cache_celery.guard import Proceed, Run
 from qx_cache_celery.interrupt import LeaseLost
+from qx_cache_celery.naming import fingerprint, record_name
 from qx_cache_celery.runtime import insist
 
 _log = logging.getLogger("qx_cache_celery.task")
-HEADER = "idempotency_key"
 RERUN = object()
 """What an ``on_interrupted`` callable returns to have the body run again."""
 _WAIT_SECONDS = 10.0
@@ -111,7 +109,7 @@ class RecordGuard:
         outcome = self._store.claim(
             self._key,
             holder=self._run.id,
-            fingerprint=fingerprint(self._run),
+            fingerprint=fingerprint(self._run.task, request, self._run.args, self._run.kwargs),
             retries=request.retries or 0,
             redelivery=delivery.is_redelivery(request),
             takeover=self._on_interrupted == "rerun" if takeover is None else takeover,
@@ -287,33 +285,3 @@ class RecordGuard:
             self._store.finalise(self._key, fence)
         except StoreUnavailableError as error:
             _log.warning("task %s: its result stays unmarked, a redelivery repeats it: %s", self._run.id, error)
-
-
-def record_name(task: GuardedTask, request: Any, args: Any, kwargs: Any) -> str:
-    """The name of the record that this delivery belongs to: by header, else by option, else by task id."""
-    nesting = int(getattr(request, "replaced_task_nesting", 0) or 0)
-    by_header = delivery.header(request, HEADER)
-    if by_header is not None:
-        index = getattr(request, "group_index", None)  # a header on a group reaches every member
-        return key_name(task.name, "key", str(by_header), nesting=nesting, group_index=index)
-    maker = task.qx_options.makers.get(HEADER)
-    if maker is not None:
-        return key_name(task.name, "key", maker.text(args, kwargs), nesting=nesting)
-    return key_name(task.name, "id", str(request.id), nesting=nesting)
-
-
-def fingerprint(run: Run) -> str | None:
-    """Canonical text of what must be equal under one key; None where nothing is compared."""
-    task, options = run.task, run.options
-    spec = options.value(task.app, "fingerprint")
-    keyed = delivery.header(run.request, HEADER) is not None or HEADER in options.makers
-    if spec is False or not keyed:
-        return None
-    if spec is True:
-        return options.arguments.all_encoded(run.args, run.kwargs)
-    return KeyMaker("fingerprint", spec, options.arguments).text(run.args, run.kwargs)
-
-
-def lease_seconds(task: GuardedTask) -> float:
-    """The life of the task's claims, in seconds."""
-    return seconds(task.qx_options.value(task.app, "lease_ttl"), "lease_ttl")

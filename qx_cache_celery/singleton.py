@@ -16,12 +16,12 @@ from qx_cache import (
     StoreError,
     SyncDistributedLock,
     Taken,
-    digest,
 )
 from qx_cache_celery import delivery, report
 from qx_cache_celery.guard import GuardedTask, Proceed, Run
-from qx_cache_celery.identity import KeySpec, key_name
+from qx_cache_celery.identity import KeySpec
 from qx_cache_celery.interrupt import LeaseLost
+from qx_cache_celery.naming import lock_name
 from qx_cache_celery.runtime import insist
 
 _log = logging.getLogger("qx_cache_celery.task")
@@ -179,12 +179,3 @@ class SingletonTask(GuardedTask):
     heartbeat_interval: Duration | None = None
     on_conflict: str | None = None
     on_store_error: str | None = None
-
-
-def lock_name(task: GuardedTask, args: Any, kwargs: Any) -> str:
-    """The name of the lock that this call needs."""
-    maker = task.qx_options.makers.get("lock_key")
-    if maker is not None:
-        return key_name(task.name, "key", maker.text(args, kwargs))
-    given = task.qx_options.arguments.all_encoded(args, kwargs)
-    return key_name(task.name, "args", digest(given.encode()))

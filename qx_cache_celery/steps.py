@@ -9,8 +9,8 @@ from billiard.exceptions import WorkerLostError
 from celery.worker.request import Request
 
 from qx_cache import CacheError, process_prefix
+from qx_cache_celery.naming import record_name
 from qx_cache_celery.options import owner_host
-from qx_cache_celery.record import lease_seconds, record_name
 from qx_cache_celery.runtime import runtime_of
 
 _log = logging.getLogger("qx_cache_celery.task")
@@ -37,7 +37,8 @@ class GuardedRequest(Request):
         prefix = process_prefix(owner_host(), os.getpid(), pid)
         try:
             key = record_name(task, request._context, request.args, request.kwargs)  # noqa: SLF001  # as Celery does
-            store = runtime_of(task.app).store(lease_ttl=lease_seconds(task), result_ttl=86_400)
+            lives = {name: task.qx_options.duration(task.app, name) for name in ("lease_ttl", "result_ttl")}
+            store = runtime_of(task.app).store(**lives)
             store.abandon_lost(key, holder=request.id, owner_prefix=prefix)
         except CacheError as failure:
             _log.warning("the claim of lost task %s is left to lapse: %s", request.id, failure)

@@ -16,8 +16,8 @@ from qx_cache._urls import read
 from qx_cache_celery import IdempotentTask, KeyArgumentError, SingletonTask
 from qx_cache_celery.backend import backend_url
 from qx_cache_celery.identity import canonical, key_name
+from qx_cache_celery.naming import lock_name
 from qx_cache_celery.options import namespace
-from qx_cache_celery.singleton import lock_name
 
 
 @pytest.fixture

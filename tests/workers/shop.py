@@ -380,6 +380,11 @@ def linked(value):
 
 
 @app.task
+def same(value):
+    return value
+
+
+@app.task
 def add(values, more):
     note("add", values=values)
     return [*values, more]

@@ -118,24 +118,29 @@ def test_a_record_of_a_newer_version_is_left_alone_and_the_task_waits(shop):
     assert 1 == len(shop.journal("start"))
 
 
-def test_a_fresh_run_costs_two_scripts_a_replay_one_and_a_short_task_no_heartbeat(shop_with):
-    orders = range(1000)
+def test_a_run_costs_two_scripts_three_where_something_follows_a_replay_one_and_no_heartbeat(shop_with):
     with start_server() as store, redis.Redis.from_url(store.url) as counted:  # kombu runs scripts of its own
         shop = shop_with(qx_cache_backend_url=store.url, qx_cache_lease_ttl=60)  # no renewal, however slow
         shop.start()
+        tasks = shop.tasks
 
-        def scripts_of_all():
+        def scripts_of(publish, orders):
             counted.config_resetstat()
-            results = [shop.tasks.noop_keyed.delay(order) for order in orders]
+            results = [publish(order) for order in orders]
             assert list(orders) == [result.get(timeout=60) for result in results]
             shop.until(shop.idle)
             stats = counted.info("commandstats")
             calls = [stats.get(name, {"calls": 0})["calls"] for name in ("cmdstat_evalsha", "cmdstat_eval")]
             return sum(calls)
 
-        shop.tasks.noop_keyed.delay(-1).get(timeout=20)  # the server learns the two scripts
-        assert 2000 == scripts_of_all()
-        assert 1000 == scripts_of_all()
+        with_link = lambda order: tasks.noop_keyed.apply_async((order,), link=tasks.linked.s())  # noqa: E731
+        in_chain = lambda order: (tasks.noop_keyed.s(order) | tasks.same.s()).delay()  # noqa: E731
+        with_link(-1).get(timeout=20)  # the server learns the scripts
+        shop.until(shop.idle)
+        assert 2000 == scripts_of(tasks.noop_keyed.delay, range(1000))
+        assert 1000 == scripts_of(tasks.noop_keyed.delay, range(1000))
+        assert 300 == scripts_of(with_link, range(1000, 1100))
+        assert 300 == scripts_of(in_chain, range(2000, 2100))
         shop.stop()
 
 
