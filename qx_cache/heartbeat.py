@@ -210,7 +210,13 @@ class AsyncHeartbeat:
             self._disarm()
 
     async def rest(self) -> None:
-        """Close the connection where nothing is held any more; a later lease opens another."""
+        """Close the connection where nothing is held any more; a later lease opens another.
+
+        A beat that is under way comes to its end first: it would go on with the loop, or be left behind by it.
+        """
+        beating = self._beating
+        if not self._schedule and beating is not None and beating.get_loop() is asyncio.get_running_loop():
+            await asyncio.wait({beating})
         if not self._schedule and self._beating is None:
             await self._close()
 
@@ -261,11 +267,11 @@ class AsyncHeartbeat:
                 sent_at = self._clock()
                 answers = await arenew(client, due)
                 _note(self._schedule, due, answers, sent_at, self._clock())
+            if not self._schedule:
+                await self._close()
         finally:
             self._beating = None
             self._arm()
-        if not self._schedule:
-            await self._close()
 
     async def _opened(self) -> AsyncClient:
         if self._sibling is None or self._timeout < self._opened_with:

@@ -1,5 +1,6 @@
 """The heartbeat: decisions with a clock of the test's own, and the thread on a real server."""
 
+import asyncio
 import os
 import signal
 import time
@@ -8,6 +9,8 @@ import pytest
 import redis
 
 from qx_cache import (
+    AsyncHeartbeat,
+    DistributedLock,
     Heartbeat,
     InvalidValueError,
     Lease,
@@ -15,6 +18,7 @@ from qx_cache import (
     LockNotHeldError,
     StoreUnavailableError,
     SyncIdempotencyStore,
+    create_client,
     interval_for,
 )
 from qx_cache._call import Script
@@ -164,3 +168,25 @@ def test_a_forked_child_holds_nothing_and_beats_by_itself(beating):
             os._exit(code)
     assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert claim.lease.valid()
+
+
+class Slow(AsyncHeartbeat):
+    """Its beats outlast a release."""
+
+    async def _opened(self):
+        client = await super()._opened()
+        await client.ping()
+        await asyncio.sleep(0.05)
+        return client
+
+
+async def test_a_lock_given_back_during_a_beat_leaves_no_connection(qx_redis_url):
+    async with await create_client(qx_redis_url) as client:
+        heartbeat = Slow(client)
+        lock = DistributedLock(client, "l", ttl_seconds=0.3, auto_renew=True, heartbeat=heartbeat)
+        await lock.acquire()
+        while heartbeat._sibling is None:
+            await asyncio.sleep(0)
+        await lock.release()
+        assert heartbeat._beating is None
+        assert heartbeat._sibling is None
