@@ -146,5 +146,4 @@ class IdempotentTask(GuardedTask):
 
     @property
     def _store(self) -> SyncIdempotencyStore:
-        lease_ttl, result_ttl = (self.qx_options.duration(self.app, name) for name in ("lease_ttl", "result_ttl"))
-        return runtime_of(self.app).store(lease_ttl=lease_ttl, result_ttl=result_ttl)
+        return runtime_of(self.app).store(self.qx_options)

@@ -75,7 +75,6 @@ class RecordGuard:
         self._keep_failures = options.value(app, "keep_failures")
         self._on_lease_lost = options.value(app, "on_lease_lost")
         self._lease_ttl = options.duration(app, "lease_ttl")
-        self._result_ttl = options.duration(app, "result_ttl")
         self._interval = options.interval(app, self._lease_ttl)
         self._policy = options.value(app, "on_store_error")
         self._subject = report.Subject(run.task, run.request, self._key)
@@ -83,7 +82,7 @@ class RecordGuard:
 
     @property
     def _store(self) -> SyncIdempotencyStore:
-        return self._run.runtime.store(lease_ttl=self._lease_ttl, result_ttl=self._result_ttl)
+        return self._run.runtime.store(self._run.options)
 
     def around(self, proceed: Proceed) -> Any:
         """Proceed with a claim; replay a recorded result; raise what ends any other delivery."""

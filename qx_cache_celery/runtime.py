@@ -20,7 +20,7 @@ from qx_cache import (
     process_prefix,
 )
 from qx_cache_celery.backend import backend_url
-from qx_cache_celery.options import namespace, owner_host
+from qx_cache_celery.options import TaskOptions, namespace, owner_host
 from qx_cache_celery.results import KombuCodec
 
 if TYPE_CHECKING:
@@ -68,8 +68,10 @@ class Runtime:
                 self._heartbeat = Heartbeat(client)
             return self._heartbeat
 
-    def store(self, *, lease_ttl: float, result_ttl: float) -> SyncIdempotencyStore:
-        """The store with these lives; both in seconds."""
+    def store(self, options: TaskOptions) -> SyncIdempotencyStore:
+        """The store for the lives of claims and results that a task's options say."""
+        lease_ttl = options.duration(self._app, "lease_ttl")
+        result_ttl = options.duration(self._app, "result_ttl")
         lives = lease_ttl, result_ttl
         if lives not in self._stores:
             self._stores[lives] = SyncIdempotencyStore(

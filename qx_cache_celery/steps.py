@@ -37,8 +37,7 @@ class GuardedRequest(Request):
         prefix = process_prefix(owner_host(), os.getpid(), pid)
         try:
             key = record_name(task, request._context, request.args, request.kwargs)  # noqa: SLF001  # as Celery does
-            lives = {name: task.qx_options.duration(task.app, name) for name in ("lease_ttl", "result_ttl")}
-            store = runtime_of(task.app).store(**lives)
+            store = runtime_of(task.app).store(task.qx_options)
             store.abandon_lost(key, holder=request.id, owner_prefix=prefix)
         except CacheError as failure:
             _log.warning("the claim of lost task %s is left to lapse: %s", request.id, failure)
