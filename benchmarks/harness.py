@@ -28,11 +28,19 @@ async def acompare(contenders: Contenders, *, rounds: int, times: int) -> dict[s
     return {
         name: {
             "us": round(statistics.median(us for us, _ in pairs), 1),
-            "ratio": round(statistics.median(ratio for _, ratio in pairs), 3),
-            "ratio_low": round(statistics.quantiles((ratio for _, ratio in pairs), n=10)[0], 3),
-            "ratio_high": round(statistics.quantiles((ratio for _, ratio in pairs), n=10)[-1], 3),
+            **spread([ratio for _, ratio in pairs]),
         }
         for name, pairs in seen.items()
+    }
+
+
+def spread(ratios: list[float]) -> dict[str, float]:
+    """The median of the rounds' ratios, and the range of their middle four fifths."""
+    tenths = statistics.quantiles(ratios, n=10)
+    return {
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_low": round(tenths[0], 3),
+        "ratio_high": round(tenths[-1], 3),
     }
 
 

@@ -13,6 +13,7 @@ from functools import cache
 import redis
 from celery import Celery, Task
 
+from benchmarks.harness import spread
 from benchmarks.server import server
 from benchmarks.uncontended import BARE, HEADER, RESULT
 from qx_cache_celery import IdempotentTask
@@ -133,9 +134,7 @@ def figures(rounds: int, tasks: int) -> dict[str, dict[str, float]]:
     return {
         name: {
             "tasks_per_second": round(statistics.median(rate for rate, _ in pairs)),
-            "ratio": round(statistics.median(ratio for _, ratio in pairs), 3),
-            "ratio_low": round(statistics.quantiles((ratio for _, ratio in pairs), n=10)[0], 3),
-            "ratio_high": round(statistics.quantiles((ratio for _, ratio in pairs), n=10)[-1], 3),
+            **spread([ratio for _, ratio in pairs]),
         }
         for name, pairs in seen.items()
     }
