@@ -33,6 +33,25 @@ AFTER_THE_EFFECT = POINTS[POINTS.index("after the effect") :]
 FREEZE_SECONDS = 6.0
 """Past the visibility timeout and the lease, with room for another to take over."""
 PATIENCE_SECONDS = 40.0
+REDIS_TRANSPORT = {"unacked_restore_interval": 1, "unacked_restore_throttle": 1, "unacked_mutex_expire": 2}
+RABBITMQ_TRANSPORT = {"confirm_publish": True}
+
+
+def start_worker(log_path, environment, *words):
+    """A worker of the chaos app, in a process group of its own."""
+    line = [sys.executable, "-m", "celery", "-A", "chaos_app", "worker", "-l", "INFO", *words]
+    line += ["--without-mingle", "--without-gossip"]
+    with log_path.open("wb") as log:
+        return subprocess.Popen(
+            line, cwd=HERE, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def read_journal(folder, what):
+    """What the tasks have written down so far, of one kind."""
+    path = folder / "journal"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [row for row in rows if row["what"] == what]
 
 
 @dataclass(frozen=True)
@@ -107,10 +126,9 @@ class Arena:
 
     def __init__(self, cell, folder, broker_url, store):
         self.cell, self.folder, self._store = cell, folder, store
-        transport = {"confirm_publish": True}
+        transport = RABBITMQ_TRANSPORT
         if cell.broker == "redis":
-            fast = {"unacked_restore_interval": 1, "unacked_restore_throttle": 1, "unacked_mutex_expire": 2}
-            transport = {"visibility_timeout": 2, **fast}
+            transport = {"visibility_timeout": 2, **REDIS_TRANSPORT}
         self.environment = {
             **os.environ,
             "QX_CHAOS_FOLDER": str(folder),
@@ -126,34 +144,14 @@ class Arena:
 
     def _start(self, number, queue):
         pool = self.cell.pool if queue == "struck" else "solo"
-        words = ["worker", "-P", pool, "-c", "2", "-n", f"c{number}@{self.folder.name}", "-l", "INFO"]
-        words += ["-Q", f"{queue}-{self.folder.name}"]
-        with (self.folder / f"worker-{number}.log").open("wb") as log:
-            return subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "celery",
-                    "-A",
-                    "chaos_app",
-                    *words,
-                    "--without-mingle",
-                    "--without-gossip",
-                ],
-                cwd=HERE,
-                env=self.environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        words = ["-P", pool, "-c", "2", "-n", f"c{number}@{self.folder.name}", "-Q", f"{queue}-{self.folder.name}"]
+        return start_worker(self.folder / f"worker-{number}.log", self.environment, *words)
 
     def log(self, number):
         return (self.folder / f"worker-{number}.log").read_text(errors="replace")
 
     def journal(self, what):
-        path = self.folder / "journal"
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return [row for row in rows if row["what"] == what]
+        return read_journal(self.folder, what)
 
     def until(self, condition, what, seconds=PATIENCE_SECONDS):
         deadline = time.monotonic() + seconds

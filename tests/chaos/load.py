@@ -12,7 +12,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,14 +24,13 @@ sys.path.append(str(Path(__file__).parent.parent))
 import redis
 import servers
 from celery import chain, chord
+from harness import HERE, RABBITMQ_TRANSPORT, REDIS_TRANSPORT, read_journal, start_worker
 
-HERE = Path(__file__).parent
 LEASE_SECONDS = 2.0
 FREEZE_SECONDS = 3.0
 FAULT_EVERY_SECONDS = (1.5, 3.5)
 POOLS = {"prefork": 4, "threads": 5}
 CHORD, CHAIN = 10, 5
-FAST = {"unacked_restore_interval": 1, "unacked_restore_throttle": 1, "unacked_mutex_expire": 2}
 
 
 class Workers:
@@ -46,13 +44,9 @@ class Workers:
 
     def start(self, pool):
         self._started += 1
-        words = ["worker", "-P", pool, "-c", str(POOLS[pool]), "-n", f"l{self._started}@load", "-l", "INFO"]
-        words += ["--without-mingle", "--without-gossip"]
-        with (self._folder / f"worker-{self._started}.log").open("wb") as log:
-            self.living[pool] = subprocess.Popen(
-                [sys.executable, "-m", "celery", "-A", "chaos_app", *words],
-                cwd=HERE, env=self._environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+        words = ["-P", pool, "-c", str(POOLS[pool]), "-n", f"l{self._started}@load"]
+        log_path = self._folder / f"worker-{self._started}.log"
+        self.living[pool] = start_worker(log_path, self._environment, *words)
 
     def kill(self, dice):
         pool = dice.choice(list(POOLS))
@@ -158,8 +152,7 @@ class Account:
         return [one for one in left if one not in self.states]
 
     def rows(self, what):
-        lines = (self._folder / "journal").read_text().splitlines()
-        return [row for row in map(json.loads, lines) if row["what"] == what]
+        return read_journal(self._folder, what)
 
     def told(self):
         """The figures; ``bad`` counts what must not be."""
@@ -192,7 +185,7 @@ def play(said):
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ql-")))
         server = stack.enter_context(servers.Server(appendonly="yes", appendfsync="everysec"))
         broker = stack.enter_context(servers.rabbitmq()) if said.broker == "rabbitmq" else server.url
-        transport = {"confirm_publish": True} if said.broker == "rabbitmq" else {"visibility_timeout": 3, **FAST}
+        transport = {"visibility_timeout": 3, **REDIS_TRANSPORT} if said.broker == "redis" else RABBITMQ_TRANSPORT
         os.environ.update(
             QX_CHAOS_FOLDER=str(folder),
             QX_CHAOS_BROKER=broker,
