@@ -155,10 +155,12 @@ def _set_async(thread: int, kind: type[BaseException]) -> None:
 def _signal_is_ours() -> bool:
     """True when our handler is in place; never in the place of one of the program's own."""
     current = signal.getsignal(ABORT_SIGNAL)
-    if current in {signal.SIG_DFL, signal.SIG_IGN}:
-        signal.signal(ABORT_SIGNAL, _on_signal)
+    if current is _on_signal:
         return True
-    return current is _on_signal
+    if current not in {signal.SIG_DFL, signal.SIG_IGN}:
+        return False
+    signal.signal(ABORT_SIGNAL, _on_signal)
+    return True
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # as the standard library calls it

@@ -1,5 +1,7 @@
 """One worker, no faults: what a task's end means for the deliveries after it."""
 
+import json
+
 import pytest
 import redis
 from celery import chord, group
@@ -43,6 +45,23 @@ def test_a_retry_runs_again_and_is_recorded(shop):
     assert ["a"] == result.get(timeout=20)
     assert [0, 1] == [row["retries"] for row in shop.journal("start")]
     shop.until(shop.idle)
+
+
+def test_an_attempt_that_is_delivered_again_after_its_retry_does_not_run_again(shop):
+    result = shop.tasks.by_id.delay("a", retry=True, gate="go")
+    shop.until(lambda: shop.journal("start"))
+    [held] = shop.redis.hvals("unacked")
+    shop.open("go")
+    assert ["a"] == result.get(timeout=20)
+    shop.until(shop.idle)
+
+    message, *_ = json.loads(held)
+    for place in (message["headers"], message["properties"]["delivery_info"]):
+        place["redelivered"] = True  # as the broker puts it back
+    shop.redis.lpush("celery", json.dumps(message))
+    shop.until(lambda: shop.journal("log", qx_event="ended", task_id=result.id))
+    shop.until(shop.idle)
+    assert [0, 1] == [row["retries"] for row in shop.journal("start")]
 
 
 def test_autoretry_runs_until_the_body_succeeds(shop):
