@@ -31,6 +31,8 @@ class Run:
         self.options = task.qx_options
         self.lease = TaskLease()
         self.idempotency: Any = None
+        self.tx: Any = None
+        """The transaction, while the body runs in one."""
         self.began = False
         """True once the body has begun: until then nothing can have been done."""
         self.before_retry: list[Callable[[], None]] = []
@@ -74,8 +76,8 @@ class GuardedTask(Task):  # type: ignore[type-arg]  # generic in its stubs only
     Request = "qx_cache_celery.steps:GuardedRequest"
 
     qx_options: ClassVar[TaskOptions]
-    qx_record_guard: ClassVar[type[Guard] | None] = None
-    qx_lock_guard: ClassVar[type[Guard] | None] = None
+    qx_record_guard: ClassVar[Callable[[Run], Guard] | None] = None
+    qx_lock_guard: ClassVar[Callable[[Run], Guard] | None] = None
 
     @classmethod
     def on_bound(cls, app: Celery) -> None:

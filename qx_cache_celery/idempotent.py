@@ -8,11 +8,18 @@ from celery.result import AsyncResult
 
 from qx_cache import Duration, Outcome, SyncIdempotencyStore
 from qx_cache_celery import delivery
-from qx_cache_celery.guard import GuardedTask
+from qx_cache_celery.guard import GuardedTask, Run
 from qx_cache_celery.identity import KeySpec, key_name
 from qx_cache_celery.naming import HEADER
 from qx_cache_celery.record import Idempotency, RecordGuard
+from qx_cache_celery.results import KombuCodec
 from qx_cache_celery.runtime import runtime_of
+from qx_cache_celery.transaction import RowFirst, Transaction, TransactionGuard, outside_a_run
+
+
+def _record_guard(run: Run) -> RecordGuard:
+    inbox = run.runtime.inbox(run.options)
+    return RecordGuard(run) if inbox is None else TransactionGuard(run, inbox)
 
 
 class IdempotentTask(GuardedTask):
@@ -42,8 +49,12 @@ class IdempotentTask(GuardedTask):
     - ``keep_failures``: an exception is recorded, and a later delivery fails with ``RecordedFailureError``.
     - ``on_lease_lost``: ``"abort"``: a body whose lease is lost is ended by ``LeaseLost``, which is no
       ``Exception``; ``"continue"``: it learns at ``self.lease.ensure()``, or at its end, only.
+    - ``tx``: the database that the body's effects are in: a SQLAlchemy ``sessionmaker`` or ``Engine``, or the alias
+      of a Django database. The claim, the body's writes and the result then commit in one transaction; see ``tx``.
+    - ``lock_timeout``: how long a duplicate waits in the database for the first run's transaction before it is
+      put off.
     - ``on_store_error``: what to do when Redis gives no usable answer at the claim: ``"defer"`` (publish a copy
-      for later), ``"raise"`` (fail), ``"run"`` (run unguarded).
+      for later), ``"raise"`` (fail), ``"run"`` (run unguarded). With ``tx`` the row decides alone instead.
 
     Example:
         ```python
@@ -55,7 +66,7 @@ class IdempotentTask(GuardedTask):
     """
 
     abstract = True
-    qx_record_guard = RecordGuard
+    qx_record_guard = staticmethod(_record_guard)
 
     idempotency_key: KeySpec = None
     fingerprint: Any = None
@@ -68,6 +79,7 @@ class IdempotentTask(GuardedTask):
     max_interruptions: int | None = None
     keep_failures: bool | None = None
     on_lease_lost: str | None = None
+    lock_timeout: Duration | None = None
 
     @classmethod
     def on_bound(cls, app: Celery) -> None:
@@ -75,6 +87,34 @@ class IdempotentTask(GuardedTask):
         super().on_bound(app)
         cls.acks_late = True
         cls.reject_on_worker_lost = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the task; called directly one with ``tx`` has a transaction as well, but no record."""
+        if delivery.is_delivery(self.request) or delivery.run_of(self.request) or self._inside():
+            return super().__call__(*args, **kwargs)
+        inbox = runtime_of(self.app).inbox(self.qx_options)
+        if inbox is None:
+            return super().__call__(*args, **kwargs)
+        with outside_a_run(self, inbox):
+            return super().__call__(*args, **kwargs)
+
+    @property
+    def tx(self) -> Transaction:
+        """The transaction of this run, where the task has the option ``tx``.
+
+        Raises:
+            RuntimeError: There is none now.
+        """
+        run = delivery.run_of(self.request)
+        found = run.tx if run is not None else self._inside()
+        if found is None:
+            raise RuntimeError(
+                f"task {self.name} is in no transaction now: it has no tx option, or its body is over"
+            )
+        return found  # type: ignore[no-any-return]
+
+    def _inside(self) -> Any:
+        return self.request.__dict__.get("qx_tx")
 
     @property
     def idempotency(self) -> Idempotency | None:
@@ -145,5 +185,7 @@ class IdempotentTask(GuardedTask):
         return self._store.forget(key, fence=fence)
 
     @property
-    def _store(self) -> SyncIdempotencyStore:
-        return runtime_of(self.app).store(self.qx_options)
+    def _store(self) -> SyncIdempotencyStore | RowFirst:
+        runtime = runtime_of(self.app)
+        store, inbox = runtime.store(self.qx_options), runtime.inbox(self.qx_options)
+        return store if inbox is None else RowFirst(store, inbox, KombuCodec(self.app))

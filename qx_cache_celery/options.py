@@ -10,6 +10,7 @@ from celery import Celery
 
 from qx_cache import Duration, InvalidValueError, interval_for, seconds
 from qx_cache_celery.identity import Arguments, KeyMaker
+from qx_cache_celery.inbox.database import check_tx
 
 UNSET: Any = None
 """An option that the task leaves to the app-wide setting, or to its default."""
@@ -27,6 +28,8 @@ DEFAULTS: Mapping[str, Any] = {
     "keep_failures": False,
     "on_lease_lost": "abort",
     "on_conflict": None,
+    "tx": None,
+    "lock_timeout": 5.0,
 }
 _WORDS = {
     "on_store_error": ("defer", "raise", "run"),
@@ -35,7 +38,7 @@ _WORDS = {
     "on_interrupted": ("rerun", "unknown"),
     "on_lease_lost": ("abort", "continue"),
 }
-_DURATIONS = ("result_ttl", "lease_ttl", "lock_ttl", "heartbeat_interval")
+_DURATIONS = ("result_ttl", "lease_ttl", "lock_ttl", "heartbeat_interval", "lock_timeout")
 _KEYS = ("idempotency_key", "lock_key")
 
 
@@ -85,6 +88,7 @@ def take_options(task: type[Any]) -> TaskOptions:
     arguments = Arguments(task.name, function, drop_first=not isinstance(run, staticmethod))
     given = {name: inspect.getattr_static(task, name, UNSET) for name in (*DEFAULTS, *_KEYS)}
     given = {name: _unwrapped(value) for name, value in given.items()}
+    given["tx"] = _moved_tx(task, given["tx"])
     for name, value in given.items():
         if value is not UNSET and name in DEFAULTS:
             _checked(task.name, name, value)
@@ -95,6 +99,17 @@ def take_options(task: type[Any]) -> TaskOptions:
         KeyMaker("fingerprint", given["fingerprint"], arguments)
     makers = {name: KeyMaker(name, given[name], arguments) for name in _KEYS if given[name] is not None}
     return TaskOptions(arguments, given, makers)
+
+
+def _moved_tx(task: type[Any], tx: Any) -> Any:
+    """The option, off the class: there ``self.tx`` is the property that gives the transaction."""
+    if isinstance(tx, property):
+        return task.__dict__.get("qx_tx", UNSET)
+    task.qx_tx = tx
+    for parent in task.__mro__[1:]:
+        if isinstance(parent.__dict__.get("tx"), property):
+            task.tx = parent.__dict__["tx"]
+    return tx
 
 
 def namespace(app: Celery) -> str:
@@ -114,6 +129,8 @@ def _unwrapped(value: Any) -> Any:
 def _checked(task_name: str, name: str, value: Any) -> Any:
     if name in _DURATIONS:
         return _duration(task_name, name, value)
+    if name == "tx" and value is not None:
+        check_tx(task_name, value)
     if name == "on_interrupted" and callable(value):
         return value
     if name in _WORDS and value is not None and value not in _WORDS[name]:

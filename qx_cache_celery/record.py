@@ -79,6 +79,7 @@ class RecordGuard:
         self._policy = options.value(app, "on_store_error")
         self._subject = report.Subject(run.task, run.request, self._key)
         self._released = False
+        self._patience_seconds = max(self._lease_ttl, _RECORD_PATIENCE_SECONDS)
 
     @property
     def _store(self) -> SyncIdempotencyStore:
@@ -89,10 +90,10 @@ class RecordGuard:
         try:
             outcome = self._claim()
         except StoreError as error:
-            if self._policy != "run":
-                raise self._store_down(error) from error
-            report.unguarded(self._subject, error)
-            return proceed()
+            return self._without_store(error, proceed)
+        return self._decide(outcome, proceed)
+
+    def _decide(self, outcome: Outcome, proceed: Proceed) -> Any:
         match outcome:
             case Claimed():
                 return self._work(outcome, proceed)
@@ -118,8 +119,13 @@ class RecordGuard:
             raise CorruptRecordError(outcome.key, outcome.header)
         return outcome
 
-    def _store_down(self, error: StoreError) -> BaseException:
-        return error if self._policy == "raise" else delivery.Deferral(f"store error: {error}", self._subject)
+    def _without_store(self, error: StoreError, proceed: Proceed) -> Any:
+        if self._policy == "raise":
+            raise error
+        if self._policy == "defer":
+            raise delivery.Deferral(f"store error: {error}", self._subject) from error
+        report.unguarded(self._subject, error)
+        return proceed()
 
     def _refuse(self, outcome: Outcome) -> NoReturn:
         match outcome:
@@ -161,22 +167,27 @@ class RecordGuard:
         """A run began and nobody knows how it ended, and the task is not simply to run again."""
         run = self._run
         report.interrupted(self._subject, seen)
-        self._store.mark_unknown(self._key, fence=seen.fence)
+        self._mark_unknown(seen)
         if not callable(self._on_interrupted):
             raise InterruptedRunError(self._key, seen.fence, seen.holder)
         settled = self._on_interrupted(seen, *run.args, **run.kwargs)
         if settled is RERUN:
-            self._store.forget(self._key, fence=seen.fence)
+            self._forget(seen)
         else:
-            self._store.resolve(self._key, settled, fence=seen.fence)
-        outcome = self._claim(takeover=True)
-        match outcome:
-            case Claimed():
-                return self._work(outcome, proceed)
-            case Done():
-                return self._replay(outcome)
-            case _:
-                return self._refuse(outcome)
+            self._resolve(seen, settled)
+        again = self._claim(takeover=True)
+        if isinstance(again, Interrupted):
+            refuse(again)
+        return self._decide(again, proceed)
+
+    def _mark_unknown(self, seen: Interrupted) -> None:
+        self._store.mark_unknown(self._key, fence=seen.fence)
+
+    def _forget(self, seen: Interrupted) -> None:
+        self._store.forget(self._key, fence=seen.fence)
+
+    def _resolve(self, seen: Interrupted, result: Any) -> None:
+        self._store.resolve(self._key, result, fence=seen.fence)
 
     def _work(self, claim: Claimed, proceed: Proceed) -> Any:
         run, heartbeat = self._run, self._run.runtime.heartbeat
@@ -196,13 +207,17 @@ class RecordGuard:
         finally:
             heartbeat.remove(claim.lease)
 
+    def _armed(self, claim: Claimed, proceed: Proceed) -> Any:
+        """Let the body run, to be ended when the claim is lost."""
+        if self._on_lease_lost == "continue":
+            return proceed()
+        with aborted_when_lost(claim.lease):
+            return proceed()
+
     def _proceed(self, claim: Claimed, proceed: Proceed) -> Any:
         """Let the body run; whatever leaves it decides what the record says (the table in the docs)."""
         try:
-            if self._on_lease_lost == "continue":
-                return proceed()
-            with aborted_when_lost(claim.lease):
-                return proceed()
+            return self._armed(claim, proceed)
         except delivery.Skip:
             self._release(claim)
             raise
@@ -256,7 +271,7 @@ class RecordGuard:
     def _record(self, claim: Claimed, write: Callable[[], object]) -> None:
         """Write how the run ended. It has ended, so a store that stays away is logged and not raised."""
         try:
-            insist(write, patience_seconds=max(self._lease_ttl, _RECORD_PATIENCE_SECONDS))
+            insist(write, patience_seconds=self._patience_seconds)
         except ClaimLostError as error:
             report.lease_lost(self._subject, claim.fence, str(error))
             raise delivery.Deferral("its claim was taken over", self._subject, insures=claim.fence) from error

@@ -100,3 +100,15 @@ def lease_lost(subject: Subject, fence: int, reason: str) -> None:
 def unguarded(subject: Subject, error: StoreError) -> None:
     """A run goes on without its record or its lock, as ``on_store_error="run"`` asks for."""
     subject.log(logging.WARNING, "unguarded", "task %s runs unguarded: %s", error, outcome="error")
+
+
+def degraded(subject: Subject, error: StoreError) -> None:
+    """Redis gives no usable answer, and the row in the user's database decides alone."""
+    subject.log(logging.WARNING, "degraded", "task %s goes by its row alone: %s", error, outcome="degraded")
+    subject.send(signals.task_degraded, reason=str(error))
+
+
+def stale(subject: Subject, fence: int) -> None:
+    """Redis remembers a run that the user's database does not: it was forgotten there, or a backup restored."""
+    message = "task %s: run %d is in Redis, but not in its database, which is right"
+    subject.log(logging.WARNING, "stale", message, fence, fencing_token=fence, outcome="stale")

@@ -1,5 +1,6 @@
 """Results as Celery would store them: the app's ``result_serializer``, through kombu."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from celery import Celery
@@ -14,11 +15,14 @@ class KombuCodec:
 
     Args:
         app: Gives ``result_serializer`` and ``result_accept_content``.
+        serializer: Another one.
+        accept: Other content types.
     """
 
-    def __init__(self, app: Celery) -> None:
-        self._serializer = app.conf.result_serializer
-        self._accept = prepare_accept_content(app.conf.result_accept_content or app.conf.accept_content)
+    def __init__(self, app: Celery, *, serializer: str | None = None, accept: Iterable[str] | None = None) -> None:
+        accepted = accept or app.conf.result_accept_content or app.conf.accept_content
+        self._serializer = serializer or app.conf.result_serializer
+        self._accept = prepare_accept_content(accepted)
 
     def encode(self, value: Any) -> bytes:
         """Serialise ``value``; the cause of the error is what Celery itself would have raised."""

@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery import Celery
 from kombu.utils.functional import retry_over_time
@@ -20,6 +20,8 @@ from qx_cache import (
     process_prefix,
 )
 from qx_cache_celery.backend import backend_url
+from qx_cache_celery.inbox.database import database_of
+from qx_cache_celery.inbox.rows import Inbox
 from qx_cache_celery.options import TaskOptions, namespace, owner_host
 from qx_cache_celery.results import KombuCodec
 
@@ -45,6 +47,7 @@ class Runtime:
         self._client: redis.Redis | None = None
         self._heartbeat: Heartbeat | None = None
         self._stores: dict[tuple[float, float], SyncIdempotencyStore] = {}
+        self._inboxes: dict[tuple[Any, float], Inbox] = {}
         self.owner_prefix = process_prefix(owner_host(), os.getppid(), os.getpid())
 
     @property
@@ -84,6 +87,16 @@ class Runtime:
                 owner_prefix=self.owner_prefix,
             )
         return self._stores[lives]
+
+    def inbox(self, options: TaskOptions) -> Inbox | None:
+        """The rows in the database that a task's ``tx`` names; None where it has none."""
+        tx = options.value(self._app, "tx")
+        if tx is None:
+            return None
+        named = tx, options.duration(self._app, "lock_timeout")
+        if named not in self._inboxes:
+            self._inboxes[named] = Inbox(database_of(tx), namespace(self._app), named[1])
+        return self._inboxes[named]
 
     def lock(self, name: str, *, ttl: float, holder: str, guarded: GuardedRun | None) -> SyncDistributedLock:
         """A lock object for one run; ``ttl`` in seconds."""

@@ -21,5 +21,8 @@ task_interrupted = Signal(name="task_interrupted", providing_args=["task_id", "k
 task_skipped = Signal(name="task_skipped", providing_args=["task_id", "key", "reason", "holder"])
 """The task ended without a run, because another holds its lock."""
 
+task_degraded = Signal(name="task_degraded", providing_args=["task_id", "key", "reason"])
+"""Redis gave no usable answer; the row in the task's database (``tx=``) decides alone. Count these."""
+
 lease_lost = Signal(name="lease_lost", providing_args=["task_id", "key", "fence", "reason"])
 """A run found that its lease or lock is not its own any more; ``fence`` is its token."""

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import redis
+import servers
 
 from qx_cache.embedded import start_server
 
@@ -20,8 +22,8 @@ HERE = Path(__file__).parent
 class Shop:
     """One broker, one store, some workers, and what they wrote down."""
 
-    def __init__(self, folder, server, settings):
-        self.folder, self.server = folder, server
+    def __init__(self, folder, server, settings, name="shop"):
+        self.folder, self.server, self.name = folder, server, name
         self.redis = redis.Redis.from_url(server.url)
         self.workers = []
         os.environ.update(
@@ -30,8 +32,8 @@ class Shop:
             QX_TEST_VISIBILITY_TIMEOUT=str(settings.pop("visibility_timeout", 60)),
             QX_TEST_CONF=json.dumps(settings),
         )
-        sys.modules.pop("shop", None)
-        self.tasks = importlib.import_module("shop")
+        self._forget_modules()
+        self.tasks = importlib.import_module(name)
 
     def start(self, *, concurrency=2, pool="prefork", queues="celery"):
         """Start one worker and wait until it takes messages."""
@@ -40,7 +42,7 @@ class Shop:
         words = ["worker", "-c", str(concurrency), "-P", pool, "-n", f"w{number}@qx", "-l", "INFO", "-Q", queues]
         words += ["--without-mingle", "--without-gossip"]
         process = subprocess.Popen(
-            [sys.executable, "-m", "celery", "-A", "shop", *words],
+            [sys.executable, "-m", "celery", "-A", self.name, *words],
             cwd=HERE,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -100,7 +102,11 @@ class Shop:
         self.tasks.app.close()
         self.tasks.app.backend.result_consumer.stop()
         self.redis.close()
-        sys.modules.pop("shop", None)
+        self._forget_modules()
+
+    def _forget_modules(self):
+        for name in (self.name, "backroom"):
+            sys.modules.pop(name, None)
 
     def _logs(self):
         return "\n".join(self.log(number)[-3000:] for number in range(len(self.workers)))
@@ -111,10 +117,10 @@ def shop_with(tmp_path):
     """Make a shop with these settings; ``visibility_timeout`` is the broker's, the rest is the app's."""
     made = []
 
-    def make(**settings):
+    def make(name="shop", **settings):
         server = start_server()
         made.append((server, None))
-        shop = Shop(tmp_path, server, {"qx_cache_lease_ttl": 2, "qx_cache_lock_ttl": 2, **settings})
+        shop = Shop(tmp_path, server, {"qx_cache_lease_ttl": 2, "qx_cache_lock_ttl": 2, **settings}, name)
         made[-1] = (server, shop)
         return shop
 
@@ -123,6 +129,55 @@ def shop_with(tmp_path):
         if shop is not None:
             shop.stop()
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgresql_url():
+    with servers.postgresql() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request, tmp_path):
+    """A database of the test's own."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/ledger.db"
+        return
+    from sqlalchemy import create_engine, make_url, text
+
+    url = make_url(request.getfixturevalue("postgresql_url"))
+    name = f"d{secrets.token_hex(4)}"
+    server = create_engine(url, isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+        yield url.set(database=name).render_as_string(hide_password=False)
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    server.dispose()
+
+
+@pytest.fixture
+def ledger_with(shop_with, database_url, monkeypatch):
+    """Make a shop whose tasks keep their effects in a database."""
+    monkeypatch.setenv("QX_TEST_DATABASE", database_url)
+    made = []
+
+    def make(**settings):
+        ledger = shop_with(name="ledger", **settings)
+        made.append(ledger.tasks)
+        ledger.tasks.make_tables()
+        return ledger
+
+    yield make
+    for tasks in made:
+        tasks.engine.dispose()
+
+
+@pytest.fixture
+def ledger(ledger_with):
+    """One worker of two processes."""
+    ledger = ledger_with()
+    ledger.start()
+    return ledger
 
 
 @pytest.fixture

@@ -1,95 +1,18 @@
 """The app that the worker tests run: tasks that note what they do in a journal, and wait at gates."""
 
-import json
-import logging
 import os
 import signal
 import socket
 import time
-from pathlib import Path
 
-from celery import Celery
+from backroom import make_app, note, once, wait_at
 from celery.contrib.django.task import DjangoTask
 from celery.exceptions import Reject
 from pydantic import BaseModel
 
-from qx_cache_celery import RERUN, IdempotentTask, SingletonTask, signals
+from qx_cache_celery import RERUN, IdempotentTask, SingletonTask
 
-FOLDER = Path(os.environ["QX_TEST_FOLDER"])
-BROKER = os.environ["QX_TEST_BROKER"]
-
-
-class Alone(Celery):
-    """Its tasks are its own: a later app of the same process does not get them."""
-
-    def task(self, *args, **options):
-        return super().task(*args, **{"shared": False, **options})
-
-
-app = Alone("shop", broker=BROKER, backend=BROKER)
-app.conf.update(
-    broker_transport_options={
-        "visibility_timeout": float(os.environ.get("QX_TEST_VISIBILITY_TIMEOUT", "60")),
-        "unacked_restore_interval": 1,
-        "unacked_restore_throttle": 1,
-        "unacked_mutex_expire": 2,  # its holder may be killed
-    },
-    broker_connection_retry_on_startup=True,
-    worker_prefetch_multiplier=1,
-    worker_cancel_long_running_tasks_on_connection_loss=False,
-    task_track_started=True,
-)
-app.conf.update(json.loads(os.environ.get("QX_TEST_CONF", "{}")))
-
-
-def note(what, **more):
-    """Append one line; short appends of several processes do not mix."""
-    line = json.dumps({"what": what, "pid": os.getpid(), "parent": os.getppid(), "at": time.time(), **more})
-    with (FOLDER / "journal").open("a") as journal:
-        journal.write(line + "\n")
-
-
-def wait_at(gate):
-    """Wait until the test opens the gate; for ever is longer than any test."""
-    while gate and not (FOLDER / gate).exists():
-        time.sleep(0.02)
-
-
-def once(name):
-    """True for the first caller with this name, in whatever process."""
-    try:
-        os.close(os.open(FOLDER / f"once-{name}", os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        return False
-    return True
-
-
-def _listen(name, signal_):
-    def handler(sender=None, task_id=None, **fields):
-        fields.pop("signal", None)
-        note(name, id=task_id, task=sender.name, **{key: str(value) for key, value in fields.items()})
-        if app.conf.get("listeners_raise"):
-            raise RuntimeError("a listener's own fault")
-
-    signal_.connect(handler, weak=False)
-
-
-for name in ("replayed", "deferred", "taken_over", "interrupted", "skipped"):
-    _listen(name, getattr(signals, f"task_{name}"))
-_listen("lost", signals.lease_lost)
-
-
-class Reports(logging.Handler):
-    """Writes down the fields of our log records, next to the rest."""
-
-    def emit(self, record):
-        known = set(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
-        fields = {key: value for key, value in record.__dict__.items() if key not in known}
-        if fields:
-            note("log", level=record.levelname, **{key: str(value) for key, value in fields.items()})
-
-
-logging.getLogger("qx_cache_celery.task").addHandler(Reports())
+app = make_app("shop")
 
 
 class Both(SingletonTask, IdempotentTask):

@@ -1,0 +1,122 @@
+"""Transactions by SQLAlchemy 2."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import InvalidRequestError, PendingRollbackError
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+
+from qx_cache import InvalidValueError
+from qx_cache_celery.inbox.database import Parameters
+from qx_cache_celery.inbox.errors import TransactionBrokenError
+from qx_cache_celery.inbox.statements import Statements, statements_for
+
+
+class AlchemyDatabase:
+    """Where transactions are begun.
+
+    Args:
+        tx: A ``sessionmaker``, a ``scoped_session`` (its factory is used), or an ``Engine``.
+
+    Raises:
+        InvalidValueError: It is bound to no engine, or to several.
+    """
+
+    remedy = "qx_cache_celery.inbox.create_inbox(engine)"
+
+    def __init__(self, tx: "sessionmaker[Any] | scoped_session[Any] | Engine") -> None:
+        factory = tx.session_factory if isinstance(tx, scoped_session) else tx
+        self._make: Any = sessionmaker(factory) if isinstance(factory, Engine) else factory
+        self.engine = engine_of(factory)
+
+    @property
+    def statements(self) -> Statements:
+        """Our SQL in the engine's dialect."""
+        return statements_for(self.engine.dialect.name)
+
+    @contextmanager
+    def begin(self) -> Iterator["AlchemyTransaction"]:
+        """Open a transaction on a connection of the engine's pool."""
+        with self.engine.connect() as connection:
+            _refuse_autocommit(connection)
+            opened = AlchemyTransaction(connection, self._make)
+            try:
+                with connection.begin():
+                    yield opened
+            except Exception:
+                raise
+            except BaseException:  # ended from outside, perhaps within the driver
+                connection.invalidate()
+                raise
+            finally:
+                opened.close()
+
+
+class AlchemyTransaction:
+    """A transaction that is open.
+
+    Args:
+        connection: In a transaction of ours.
+        make: Makes the session; it is bound to our connection, so that its own ``commit()`` ends a savepoint.
+    """
+
+    def __init__(self, connection: Connection, make: Any) -> None:
+        self._connection, self._make = connection, make
+        self._session: Session | None = None
+
+    @property
+    def session(self) -> Session:
+        """Made on first use."""
+        if self._session is None:
+            made: Session = self._make(bind=self._connection, join_transaction_mode="create_savepoint")
+            self._session = made
+        return self._session
+
+    def execute(self, statement: str, parameters: Parameters) -> list[tuple[Any, ...]]:
+        """Send one statement."""
+        found = self._connection.execute(text(statement), parameters)
+        return [tuple(row) for row in found] if found.returns_rows else []
+
+    def settle(self) -> None:
+        """Flush the session; its last savepoint is released by the commit."""
+        if not self._connection.in_transaction():
+            raise TransactionBrokenError("the body ended the transaction itself: it sent COMMIT or ROLLBACK")
+        if self._session is None:
+            return
+        try:
+            self._session.flush()
+        except PendingRollbackError as error:
+            raise TransactionBrokenError(f"the body went on after a database error: {error}") from error
+        except InvalidRequestError as error:
+            raise TransactionBrokenError(f"the body left its session unusable: {error}") from error
+
+    def close(self) -> None:
+        """Detach what the session holds, after the end of the transaction: before it, that would undo its work."""
+        if self._session is not None:
+            self._session.close()
+
+
+def engine_of(factory: Any) -> Engine:
+    """The one engine behind a session factory or an engine.
+
+    Raises:
+        InvalidValueError: There is none, or the factory chooses among several.
+    """
+    bind = factory if isinstance(factory, Engine) else factory.kw.get("bind")
+    if isinstance(bind, Engine) and not getattr(factory, "kw", {}).get("binds"):
+        return bind
+    raise InvalidValueError(
+        f"tx={factory!r} must be bound to one engine, as in sessionmaker(engine): the row and the body's writes "
+        "commit in one transaction of one database"
+    )
+
+
+def _refuse_autocommit(connection: Connection) -> None:
+    options = connection.get_execution_options()
+    level = options.get("isolation_level") or connection.default_isolation_level
+    if level == "AUTOCOMMIT":
+        raise InvalidValueError(
+            "tx= needs an engine whose isolation_level is not AUTOCOMMIT: it has no transactions"
+        )

@@ -1,0 +1,171 @@
+"""An app whose tasks keep their effects in a database, in the transaction of their record (``tx=``)."""
+
+import os
+import signal
+
+from backroom import make_app, note, once, wait_at
+from sqlalchemy import String, create_engine, func, select, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
+
+from qx_cache_celery import IdempotentTask
+from qx_cache_celery.inbox import create_inbox
+
+app = make_app("ledger")
+engine = create_engine(os.environ["QX_TEST_DATABASE"])
+Ledger = sessionmaker(engine)
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Payment(Base):
+    __tablename__ = "payments"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    order: Mapped[str] = mapped_column(String(64), name="order_id")
+
+
+def make_tables():
+    Base.metadata.create_all(engine)
+    create_inbox(engine)
+
+
+def effects(order):
+    """How often an order was paid."""
+    with Ledger() as session:
+        return session.scalar(select(func.count()).where(Payment.order == order))
+
+
+class Dies(IdempotentTask):
+    """Killed once, where the order's name says."""
+
+    def __call__(self, *args, **kwargs):
+        result = super().__call__(*args, **kwargs)
+        die_at("end", *args)
+        return result
+
+
+def die_at(point, order, *_):
+    """End this process once, when the order's name asks for it here."""
+    if self_destructs(point, order):
+        note("died", order=order, point=point)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def self_destructs(point, order):
+    return str(order).startswith(f"die-{point}") and once(f"died-{order}")
+
+
+def pay(task, order, *, gate="", commit=False, how=""):
+    """What the tasks do: pay, in the transaction."""
+    note("start", order=order, id=task.request.id, retries=task.request.retries)
+    die_at("start", order)
+    wait_at(gate if once(f"gate-{order}") else "")
+    session = task.tx.session
+    session.add(Payment(order=order))
+    if commit:
+        session.commit()
+    if how:
+        HOWS[how](session, order)
+    die_at("body", order)
+    return f"paid {order}"
+
+
+def swallows(session, order):
+    try:
+        session.execute(text("SELECT * FROM nowhere"))
+    except DBAPIError:
+        note("swallowed", order=order)
+
+
+def commits_past_us(session, order):  # noqa: ARG001
+    session.flush()
+    session.connection().commit()
+
+
+def rolls_back_past_us(session, order):  # noqa: ARG001
+    session.execute(text("ROLLBACK"))
+
+
+def fails_once(session, order):
+    session.flush()
+    if once(f"fails-{order}"):
+        raise ValueError(order)
+
+
+def retries_once(session, order):
+    session.flush()
+    if once(f"retries-{order}"):
+        raise capture.retry(countdown=0.1)
+
+
+HOWS = {
+    "swallows": swallows,
+    "commits": commits_past_us,
+    "rolls back": rolls_back_past_us,
+    "fails once": fails_once,
+    "retries once": retries_once,
+}
+
+
+@app.task(base=Dies, bind=True, idempotency_key="{order}", fingerprint=["order"], tx=Ledger, lock_timeout=1)
+def capture(self, order, **how):
+    return pay(self, order, **how)
+
+
+@app.task(base=IdempotentTask, bind=True, idempotency_key="{order}", tx=engine, fingerprint=["amount"])
+def strict(self, order, amount):
+    note("start", order=order)
+    self.tx.session.add(Payment(order=order))
+    return amount
+
+
+@app.task(base=IdempotentTask, bind=True, tx=Ledger)
+def child(self, order):
+    note("child", order=order, id=self.request.id)
+    self.tx.session.add(Payment(order=f"child of {order}"))
+    return order
+
+
+@app.task(base=Dies, bind=True, idempotency_key="{order}", tx=Ledger)
+def parent(self, order, *, fail=False):
+    note("start", order=order, id=self.request.id)
+    self.tx.session.add(Payment(order=order))
+    staged = [self.tx.delay(child, order), self.tx.stage(child.s(order).set(countdown=0.1))]
+    if fail:
+        raise ValueError(order)
+    return [one.id for one in staged]
+
+
+@app.task(base=IdempotentTask, bind=True, tx=Ledger)
+def much(self, order):
+    self.tx.session.add(Payment(order=order))
+    return "x" * (1 << 21)
+
+
+@app.task(
+    base=IdempotentTask, bind=True, tx=Ledger, idempotency_key="{order}", on_interrupted="unknown", lease_ttl=2
+)
+def once_at_most(self, order, **how):
+    return pay(self, order, **how)
+
+
+@app.task(base=IdempotentTask, bind=True, tx=Ledger, idempotency_key="{order}", keep_failures=True)
+def failing(self, order):
+    note("start", order=order)
+    self.tx.session.add(Payment(order=order))
+    raise ValueError(f"no {order}")
+
+
+@app.task
+def add(value, more):
+    note("add", value=value)
+    return f"{value} {more}"
+
+
+@app.task
+def collect(values):
+    note("collect", values=values)
+    return sorted(values)
