@@ -179,7 +179,8 @@ class TransactionGuard(RecordGuard):
         try:
             self._check_request(row, _entry(claim))
         except IdempotencyMismatchError:
-            self._release(claim)
+            self._abandon(claim)
+            self._store.forget(self._key, fence=claim.fence)  # it bears the fingerprint of the wrong one
             raise
         if row.interrupted:
             self._abandon(claim)

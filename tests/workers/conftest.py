@@ -8,21 +8,30 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import redis
 import servers
+from celery import Celery
 
 from qx_cache.embedded import start_server
 
 HERE = Path(__file__).parent
 
 
+class Publisher:
+    """Publishes by name, for an app that this process cannot import."""
+
+    def __init__(self, url):
+        self.app = Celery("publisher", broker=url, backend=url, set_as_current=False)
+
+
 class Shop:
     """One broker, one store, some workers, and what they wrote down."""
 
-    def __init__(self, folder, server, settings, name="shop"):
+    def __init__(self, folder, server, settings, name="shop", *, imported=True):
         self.folder, self.server, self.name = folder, server, name
         self.redis = redis.Redis.from_url(server.url)
         self.workers = []
@@ -33,7 +42,7 @@ class Shop:
             QX_TEST_CONF=json.dumps(settings),
         )
         self._forget_modules()
-        self.tasks = importlib.import_module(name)
+        self.tasks = importlib.import_module(name) if imported else Publisher(server.broker_url)
 
     def start(self, *, concurrency=2, pool="prefork", queues="celery"):
         """Start one worker and wait until it takes messages."""
@@ -112,15 +121,33 @@ class Shop:
         return "\n".join(self.log(number)[-3000:] for number in range(len(self.workers)))
 
 
+@contextmanager
+def silent(server):
+    """A server that nothing comes from: frozen, as behind a network that is cut."""
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+
+
+@pytest.fixture
+def records():
+    """A Redis for records apart from the broker's."""
+    with start_server() as server:
+        yield server
+
+
 @pytest.fixture
 def shop_with(tmp_path):
     """Make a shop with these settings; ``visibility_timeout`` is the broker's, the rest is the app's."""
     made = []
 
-    def make(name="shop", **settings):
+    def make(name="shop", *, imported=True, **settings):
         server = start_server()
         made.append((server, None))
-        shop = Shop(tmp_path, server, {"qx_cache_lease_ttl": 2, "qx_cache_lock_ttl": 2, **settings}, name)
+        settings = {"qx_cache_lease_ttl": 2, "qx_cache_lock_ttl": 2, **settings}
+        shop = Shop(tmp_path, server, settings, name, imported=imported)
         made[-1] = (server, shop)
         return shop
 

@@ -2,9 +2,12 @@
 
 import os
 import signal
+import time
 
-from backroom import make_app, note, once, wait_at
-from sqlalchemy import String, create_engine, func, select, text
+import redis
+from backroom import FOLDER, make_app, note, once, wait_at
+from celery.signals import before_task_publish
+from sqlalchemy import String, create_engine, event, func, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
@@ -43,19 +46,37 @@ class Dies(IdempotentTask):
 
     def __call__(self, *args, **kwargs):
         result = super().__call__(*args, **kwargs)
-        die_at("end", *args)
+        if self.request.id:
+            die_at("end", *args)
         return result
 
 
+@event.listens_for(engine, "commit")
+def at_commit(connection):
+    """Just after a COMMIT that had an effect of ours: the record does not say so yet."""
+    if order := connection.info.pop("paid", None):
+        connection.connection.dbapi_connection.commit()
+        die_at("commit", order)
+
+
+@before_task_publish.connect
+def at_publish(sender=None, body=(), **_):
+    """Between the commit of a parent and the publishing of its first and second child."""
+    if sender == "ledger.child":
+        [order], *_ = body
+        if not once(f"published-{order}"):
+            die_at("between", order)
+        die_at("publish", order)
+
+
 def die_at(point, order, *_):
-    """End this process once, when the order's name asks for it here."""
-    if self_destructs(point, order):
+    """End this process once, when the order's name asks for it here; perhaps Redis forgets its record as well."""
+    if str(order).startswith(f"die-{point}") and once(f"died-{order}"):
         note("died", order=order, point=point)
+        if order.endswith("-forget"):
+            with redis.Redis.from_url(app.conf.broker_url.replace("redis+socket", "unix")) as client:
+                client.delete(f"ledger:idem:1:{{ledger.capture:key:{order}}}")
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-def self_destructs(point, order):
-    return str(order).startswith(f"die-{point}") and once(f"died-{order}")
 
 
 def pay(task, order, *, gate="", commit=False, how=""):
@@ -65,6 +86,7 @@ def pay(task, order, *, gate="", commit=False, how=""):
     wait_at(gate if once(f"gate-{order}") else "")
     session = task.tx.session
     session.add(Payment(order=order))
+    session.connection().info["paid"] = order
     if commit:
         session.commit()
     if how:
@@ -146,7 +168,12 @@ def much(self, order):
 
 
 @app.task(
-    base=IdempotentTask, bind=True, tx=Ledger, idempotency_key="{order}", on_interrupted="unknown", lease_ttl=2
+    base=IdempotentTask,
+    bind=True,
+    tx=Ledger,
+    idempotency_key="{order}",
+    on_interrupted="unknown",
+    fingerprint=["order"],
 )
 def once_at_most(self, order, **how):
     return pay(self, order, **how)
@@ -157,6 +184,41 @@ def failing(self, order):
     note("start", order=order)
     self.tx.session.add(Payment(order=order))
     raise ValueError(f"no {order}")
+
+
+class Counter(Base):
+    __tablename__ = "counters"
+
+    name: Mapped[str] = mapped_column(String(8), primary_key=True)
+    value: Mapped[int] = mapped_column(default=0)
+
+
+def make_counters():
+    with Ledger.begin() as session:
+        session.add_all([Counter(name="a"), Counter(name="b")])
+
+
+def counters():
+    with Ledger() as session:
+        return list(session.scalars(select(Counter.value).order_by(Counter.name)))
+
+
+@app.task(base=IdempotentTask, bind=True, tx=Ledger)
+def swap(self, one, other):
+    """Counts on both, each from its own end: two at once lock each other out."""
+    note("start", order=one, id=self.request.id)
+    for name in (one, other):
+        self.tx.session.execute(update(Counter).where(Counter.name == name).values(value=Counter.value + 1))
+        note("counted", order=one)
+        wait_for_rival = name == one and once(f"waited-{one}")
+        until = time.monotonic() + 10
+        while wait_for_rival and len(journal("counted")) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+    return "ok"
+
+
+def journal(what):
+    return [line for line in (FOLDER / "journal").read_text().splitlines() if f'"what": "{what}"' in line]
 
 
 @app.task

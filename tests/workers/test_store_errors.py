@@ -3,33 +3,15 @@
 import os
 import signal
 import time
-from contextlib import contextmanager
 
 import pytest
 import redis
 
-from qx_cache.embedded import start_server
+from conftest import silent
 
 pytestmark = pytest.mark.worker
 KEY = "shop:idem:1:{shop.capture:key:a}"
 LEASE_SECONDS = 2
-
-
-@contextmanager
-def silent(server):
-    """A server that nothing comes from: frozen, as behind a network that is cut."""
-    os.kill(server.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(server.pid, signal.SIGCONT)
-
-
-@pytest.fixture
-def records():
-    """A Redis for records apart from the broker's."""
-    with start_server() as server:
-        yield server
 
 
 @pytest.fixture
