@@ -76,8 +76,10 @@ class GuardedTask(Task):  # type: ignore[type-arg]  # generic in its stubs only
     Request = "qx_cache_celery.steps:GuardedRequest"
 
     qx_options: ClassVar[TaskOptions]
-    qx_record_guard: ClassVar[Callable[[Run], Guard] | None] = None
-    qx_lock_guard: ClassVar[Callable[[Run], Guard] | None] = None
+    qx_record_guard: ClassVar[Any] = None
+    """What makes the guard of a run that is to be recorded: ``Callable[[Run], Guard]``."""
+    qx_lock_guard: ClassVar[Any] = None
+    """The same, of a run that needs a lock."""
 
     @classmethod
     def on_bound(cls, app: Celery) -> None:

@@ -49,8 +49,8 @@ class IdempotentTask(GuardedTask):
     - ``keep_failures``: an exception is recorded, and a later delivery fails with ``RecordedFailureError``.
     - ``on_lease_lost``: ``"abort"``: a body whose lease is lost is ended by ``LeaseLost``, which is no
       ``Exception``; ``"continue"``: it learns at ``self.lease.ensure()``, or at its end, only.
-    - ``tx``: the database that the body's effects are in: a SQLAlchemy ``sessionmaker`` or ``Engine``, or the alias
-      of a Django database. The claim, the body's writes and the result then commit in one transaction; see ``tx``.
+    - ``tx``: the database that the body's effects are in: a SQLAlchemy ``sessionmaker`` or ``Engine``, or the
+      alias of a Django database. The claim, the body's writes and the result then commit in one transaction.
     - ``lock_timeout``: how long a duplicate waits in the database for the first run's transaction before it is
       put off.
     - ``on_store_error``: what to do when Redis gives no usable answer at the claim: ``"defer"`` (publish a copy

@@ -1,8 +1,8 @@
 """``tx=``: the claim, the body's writes and the result commit in one transaction of the user's database.
 
-Redis decides first and fast: who works, who waits, whose lease it is. The row decides last: it is inserted before the
-body begins and committed with its writes, so where row and Redis disagree the row is right, and where Redis is away
-the row decides alone. After NServiceBus's outbox and DBOS's transactions; the measured table is in the docs.
+Redis decides first and fast: who works, who waits, whose lease it is. The row decides last: it is inserted before
+the body begins and committed with its writes, so where row and Redis disagree the row is right, and where Redis is
+away the row decides alone. After NServiceBus's outbox and DBOS's transactions; the measured table is in the docs.
 """
 
 import json
@@ -38,10 +38,10 @@ from qx_cache_celery.guard import Proceed, Run
 from qx_cache_celery.inbox.database import Opened
 from qx_cache_celery.inbox.errors import Fault, ResultTooLargeError, fault_of
 from qx_cache_celery.inbox.rows import Entry, Inbox, Row
-from qx_cache_celery.inbox.staging import Children
 from qx_cache_celery.naming import fingerprint
 from qx_cache_celery.record import Idempotency, RecordGuard
 from qx_cache_celery.results import KombuCodec
+from qx_cache_celery.staging import Children
 
 _TRIES = 6
 _PATIENCE_SECONDS = 1.0

@@ -2,11 +2,13 @@
 
 import asyncio
 import inspect
+import secrets
 import time
 
 import pytest
 import redis
 import redis.asyncio
+import servers
 
 pytest_plugins = ["qx_cache.testing"]
 
@@ -105,3 +107,27 @@ def until():
         return pytest.fail(f"waited {seconds} s in vain for {what}")
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def postgresql_url():
+    with servers.postgresql() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request, tmp_path):
+    """A database of the test's own."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/ledger.db"
+        return
+    from sqlalchemy import create_engine, make_url, text
+
+    url = make_url(request.getfixturevalue("postgresql_url"))
+    name = f"d{secrets.token_hex(4)}"
+    server = create_engine(url, isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+        yield url.set(database=name).render_as_string(hide_password=False)
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    server.dispose()

@@ -13,6 +13,9 @@ from qx_cache_celery.inbox.database import Parameters
 from qx_cache_celery.inbox.errors import TransactionBrokenError
 from qx_cache_celery.inbox.statements import Statements, statements_for
 
+_IDLE = 0
+"""libpq's PQTRANS_IDLE: no transaction is open."""
+
 
 class AlchemyDatabase:
     """Where transactions are begun.
@@ -40,10 +43,10 @@ class AlchemyDatabase:
     def begin(self) -> Iterator["AlchemyTransaction"]:
         """Open a transaction on a connection of the engine's pool."""
         with self.engine.connect() as connection:
-            _refuse_autocommit(connection)
             opened = AlchemyTransaction(connection, self._make)
             try:
                 with connection.begin():
+                    _refuse_autocommit(connection)
                     yield opened
             except Exception:
                 raise
@@ -81,7 +84,7 @@ class AlchemyTransaction:
 
     def settle(self) -> None:
         """Flush the session; its last savepoint is released by the commit."""
-        if not self._connection.in_transaction():
+        if not self._connection.in_transaction() or not _in_transaction(self._connection):
             raise TransactionBrokenError("the body ended the transaction itself: it sent COMMIT or ROLLBACK")
         if self._session is None:
             return
@@ -114,9 +117,16 @@ def engine_of(factory: Any) -> Engine:
 
 
 def _refuse_autocommit(connection: Connection) -> None:
-    options = connection.get_execution_options()
-    level = options.get("isolation_level") or connection.default_isolation_level
-    if level == "AUTOCOMMIT":
-        raise InvalidValueError(
-            "tx= needs an engine whose isolation_level is not AUTOCOMMIT: it has no transactions"
-        )
+    raw: Any = connection.connection.dbapi_connection
+    unbegun = hasattr(raw, "in_transaction") and raw.isolation_level is None and not raw.in_transaction
+    if unbegun or getattr(raw, "autocommit", None) is True:
+        raise InvalidValueError("tx= needs an engine with transactions: its isolation_level is AUTOCOMMIT")
+
+
+def _in_transaction(connection: Connection) -> bool:
+    """What the driver says, which sees a COMMIT that was sent past SQLAlchemy as well."""
+    raw: Any = connection.connection.dbapi_connection
+    if hasattr(raw, "in_transaction"):  # sqlite3
+        return bool(raw.in_transaction)
+    told = getattr(raw, "info", None)  # psycopg, psycopg2
+    return getattr(told, "transaction_status", None) != _IDLE

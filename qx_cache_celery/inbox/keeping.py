@@ -48,20 +48,22 @@ def sweep_inbox(app: Celery, *, retention: Duration, batch: int = 1000) -> int:
         InvalidValueError: The retention is below the ``result_ttl`` of one of the tasks; nothing was deleted.
     """
     age = seconds(retention, "retention")
-    inboxes: list[Inbox] = []
-    for name, task in sorted(app.tasks.items()):
+    databases: set[Any] = set()
+    tasks: list[tuple[str, Any]] = sorted(app.tasks.items())
+    for name, task in tasks:
         tx = task.qx_options.value(app, "tx") if hasattr(task, "qx_options") else None
         if tx is None:
             continue
         result_ttl = task.qx_options.duration(app, "result_ttl")
         if age < result_ttl:
             raise InvalidValueError(
-                f"retention {age:g} s is below the result_ttl of task {name}, {result_ttl:g} s: a redelivery could "
-                "find its record in Redis, but no row, and run again"
+                f"retention {age:g} s is below the result_ttl of task {name}, {result_ttl:g} s: a redelivery "
+                "could find its record in Redis, but no row, and run again"
             )
-        inboxes.append(Inbox(database_of(tx), "", 0))
+        databases.add(tx)
     swept = 0
-    for inbox in inboxes:
+    for tx in databases:
+        inbox = Inbox(database_of(tx), "", 0)
         while deleted := inbox.sweep(age, batch):
             swept += deleted
     return swept

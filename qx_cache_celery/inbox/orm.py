@@ -73,7 +73,7 @@ class DjangoTransaction:
     def session(self) -> NoReturn:
         """There is none: the ORM finds the transaction by its alias."""
         raise AttributeError(
-            f"tx is a Django alias: use the models of {self._connection.alias!r} as ever, they are in the transaction"
+            f"tx is a Django alias: use the models of {self._connection.alias!r} as ever, in the transaction"
         )
 
     def execute(self, statement: str, parameters: Parameters) -> list[tuple[Any, ...]]:

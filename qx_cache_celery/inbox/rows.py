@@ -105,8 +105,10 @@ class Inbox:
         found = self._sent(opened, self.database.statements.read, {"key": self._key(key)})
         if not found:
             return None
+        told: list[Any]
         *told, result, staged, age_ms = found[0]
-        return Row(*told, _bytes(result), _bytes(staged), max(0, age_ms or 0) / 1000)
+        told += [_bytes(result), _bytes(staged), max(0, age_ms or 0) / 1000]
+        return Row(*told)
 
     def look(self, key: str) -> Row | None:
         """The row of ``key``, in a transaction of its own."""

@@ -1,7 +1,7 @@
 """The inbox's SQL, for each dialect that is supported. Text only: no driver, no I/O.
 
-Parameters are written ``:name``. What differs between the dialects is the clock, the types, and how long one waits for
-a row that another transaction holds.
+Parameters are written ``:name``. What differs between the dialects is the clock, the types, and how long one waits
+for a row that another transaction holds.
 """
 
 from dataclasses import dataclass
@@ -39,39 +39,39 @@ class Statements:
     def finish(self) -> str:
         """Store how the run ended; returns a row when it is there."""
         return (
-            f"UPDATE {TABLE} SET state = :state, result = :result, staged = :staged, ended_ms = {self.now_ms} "  # noqa: S608
+            f"UPDATE {TABLE} SET state = :state, result = :result, staged = :staged, ended_ms = {self.now_ms} "
             "WHERE key = :key AND fence = :fence RETURNING key"
         )
 
     @property
     def read(self) -> str:
         """The row, and for how many milliseconds it has been ended."""
-        return f"SELECT {_COLUMNS}, {self.now_ms} - ended_ms FROM {TABLE} WHERE key = :key"  # noqa: S608
+        return f"SELECT {_COLUMNS}, {self.now_ms} - ended_ms FROM {TABLE} WHERE key = :key"
 
     @property
     def settle(self) -> str:
         """Write down what is known of a run, unless it is known to have ended."""
         return (
-            f"INSERT INTO {TABLE} ({_NEW}, ended_ms, result) "  # noqa: S608
+            f"INSERT INTO {TABLE} ({_NEW}, ended_ms, result) "
             f"VALUES (:key, :state, :fence, :attempt, 0, :holder, '-', {self.now_ms}, {self.now_ms}, :result) "
             "ON CONFLICT (key) DO UPDATE SET state = excluded.state, result = excluded.result, "
             f"ended_ms = excluded.ended_ms WHERE {TABLE}.state IN ('running', 'unknown') RETURNING key"
         )
 
-    published = f"UPDATE {TABLE} SET staged = NULL WHERE key = :key AND fence = :fence"  # noqa: S608
-    forget = f"DELETE FROM {TABLE} WHERE key = :key AND fence = :fence RETURNING key"  # noqa: S608
+    published = f"UPDATE {TABLE} SET staged = NULL WHERE key = :key AND fence = :fence"
+    forget = f"DELETE FROM {TABLE} WHERE key = :key AND fence = :fence RETURNING key"
 
     @property
     def sweep(self) -> str:
         """Delete the oldest of the rows that are older than ``:age_ms``, ``:batch`` at most."""
         return (
-            f"DELETE FROM {TABLE} WHERE key IN (SELECT key FROM {TABLE} "  # noqa: S608
+            f"DELETE FROM {TABLE} WHERE key IN (SELECT key FROM {TABLE} "
             f"WHERE at_ms < {self.now_ms} - :age_ms ORDER BY at_ms LIMIT :batch) RETURNING key"
         )
 
 
 def _tables(text: str, number: str, small: str, data: str) -> tuple[str, ...]:
-    return (
+    table = (
         f"CREATE TABLE IF NOT EXISTS {TABLE} (\n"
         f"  key {text.format(255)} NOT NULL PRIMARY KEY,\n"
         f"  state {text.format(8)} NOT NULL,\n"
@@ -84,16 +84,16 @@ def _tables(text: str, number: str, small: str, data: str) -> tuple[str, ...]:
         f"  ended_ms {number},\n"
         f"  result {data},\n"
         f"  staged {data}\n"
-        ")",
-        f"CREATE INDEX IF NOT EXISTS {TABLE}_at_ms ON {TABLE} (at_ms)",
+        ")"
     )
+    return table, f"CREATE INDEX IF NOT EXISTS {TABLE}_at_ms ON {TABLE} (at_ms)"
 
 
 _PG_NOW = "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)"
 _PG_UNBOUNDED = "set_config('lock_timeout', current_setting('qx.lock_timeout'), true)"
 _LITE_NOW = "CAST((julianday('now') - 2440587.5) * 86400000 AS integer)"
 _TAKE_OVER = (
-    f"UPDATE {TABLE} SET fence = :fence, attempt = attempt + 1, retries = :retries, holder = :holder, "  # noqa: S608
+    f"UPDATE {TABLE} SET fence = :fence, attempt = attempt + 1, retries = :retries, holder = :holder, "
     "fingerprint = :fingerprint WHERE key = :key AND state = 'running' AND fence = :seen_fence RETURNING "
 )
 
@@ -102,7 +102,7 @@ POSTGRESQL = Statements(
     # One statement bounds the wait, waits, and lifts the bound: LockTimeout is read when a wait begins, the
     # functions are volatile and so neither left out nor moved, and RETURNING comes after the insertion.
     enter=(
-        f"INSERT INTO {TABLE} ({_NEW}) SELECT {_VALUES} {_PG_NOW} "  # noqa: S608
+        f"INSERT INTO {TABLE} ({_NEW}) SELECT {_VALUES} {_PG_NOW} "
         "FROM (SELECT set_config('qx.lock_timeout', current_setting('lock_timeout'), true), "
         "set_config('lock_timeout', CAST(:wait_ms AS text), true)) AS bounded "
         f"ON CONFLICT (key) DO NOTHING RETURNING {_PG_UNBOUNDED}"
@@ -115,8 +115,7 @@ POSTGRESQL = Statements(
 SQLITE = Statements(
     tables=_tables("varchar({})", "bigint", "integer", "blob"),
     enter=(
-        f"INSERT INTO {TABLE} ({_NEW}) VALUES ({_VALUES} {_LITE_NOW}) "  # noqa: S608
-        "ON CONFLICT (key) DO NOTHING RETURNING key"
+        f"INSERT INTO {TABLE} ({_NEW}) VALUES ({_VALUES} {_LITE_NOW}) ON CONFLICT (key) DO NOTHING RETURNING key"
     ),
     take_over=_TAKE_OVER + "key",
     now_ms=_LITE_NOW,

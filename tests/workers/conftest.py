@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import redis
-import servers
 from celery import Celery
 
 from qx_cache.embedded import start_server
@@ -156,30 +154,6 @@ def shop_with(tmp_path):
         if shop is not None:
             shop.stop()
         server.stop()
-
-
-@pytest.fixture(scope="session")
-def postgresql_url():
-    with servers.postgresql() as url:
-        yield url
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request, tmp_path):
-    """A database of the test's own."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/ledger.db"
-        return
-    from sqlalchemy import create_engine, make_url, text
-
-    url = make_url(request.getfixturevalue("postgresql_url"))
-    name = f"d{secrets.token_hex(4)}"
-    server = create_engine(url, isolation_level="AUTOCOMMIT")
-    with server.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-        yield url.set(database=name).render_as_string(hide_password=False)
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    server.dispose()
 
 
 @pytest.fixture

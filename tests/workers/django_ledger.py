@@ -1,4 +1,4 @@
-"""An app whose tasks keep their effects in a Django database, in the transaction of their record (``tx="default"``)."""
+"""An app whose tasks keep their effects in a Django database, in the transaction of their record."""
 
 import os
 
@@ -6,18 +6,9 @@ import django
 from backroom import make_app, note, once, wait_at
 from django.conf import settings
 from django.db import DatabaseError, connection, models, transaction
-from sqlalchemy import make_url
+from django_url import as_django
 
 from qx_cache_celery import IdempotentTask
-
-
-def as_django(url):
-    url = make_url(url)
-    if url.get_backend_name() == "sqlite":
-        return {"ENGINE": "django.db.backends.sqlite3", "NAME": url.database}
-    told = {"HOST": url.host, "PORT": url.port, "USER": url.username, "NAME": url.database}
-    return {"ENGINE": "django.db.backends.postgresql", **told}
-
 
 if not settings.configured:
     settings.configure(
@@ -34,6 +25,9 @@ class Payment(models.Model):
 
     class Meta:
         app_label = "django_ledger"
+
+    def __str__(self):
+        return self.order
 
 
 @app.task(base=IdempotentTask, bind=True, idempotency_key="{order}", fingerprint=["order"], tx="default")

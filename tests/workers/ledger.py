@@ -102,12 +102,12 @@ def swallows(session, order):
         note("swallowed", order=order)
 
 
-def commits_past_us(session, order):  # noqa: ARG001
+def commits_past_us(session, order):
     session.flush()
     session.connection().commit()
 
 
-def rolls_back_past_us(session, order):  # noqa: ARG001
+def rolls_back_past_us(session, order):
     session.execute(text("ROLLBACK"))
 
 

@@ -28,7 +28,7 @@ def count(database_url):
 
     def count(table="django_ledger_payment", where="true"):
         with engine.connect() as connection:
-            return connection.execute(text(f"SELECT count(*) FROM {table} WHERE {where}")).scalar()
+            return connection.execute(text(f"SELECT count(*) FROM {table} WHERE {where}")).scalar()  # noqa: S608
 
     yield count
     engine.dispose()
@@ -58,15 +58,16 @@ def test_a_failure_leaves_nothing_and_the_next_run_does_it_all(ledger, count):
 
 
 @pytest.mark.parametrize(
-    ("name", "how", "error", "words"),
+    ("call", "error", "words"),
     [
-        ("capture", "marks", "TransactionBrokenError", "went on after a database error"),
-        ("capture", "session", "AttributeError", "use the models of 'default'"),
-        ("wrapped", None, "NestedTransactionError", "open already when the task began"),
-        ("elsewhere", None, "InvalidValueError", "tx='elsewhere' is no database of this project"),
+        (("capture", "marks"), "TransactionBrokenError", "went on after a database error"),
+        (("capture", "session"), "AttributeError", "use the models of 'default'"),
+        (("wrapped", None), "NestedTransactionError", "open already when the task began"),
+        (("elsewhere", None), "InvalidValueError", "tx='elsewhere' is no database of this project"),
     ],
 )
-def test_what_cannot_be_is_told_and_leaves_nothing(ledger, count, name, how, error, words):
+def test_what_cannot_be_is_told_and_leaves_nothing(ledger, count, call, error, words):
+    name, how = call
     with pytest.raises(Exception, match=words) as caught:
         publish(ledger, name, "a", **({"how": how} if how else {})).get(timeout=20)
     assert error == type(caught.value).__name__

@@ -6,7 +6,6 @@ import time
 
 import pytest
 import redis
-
 from conftest import silent
 
 pytestmark = pytest.mark.worker

@@ -9,7 +9,7 @@ class Migration(migrations.Migration):
     """Makes ``qx_inbox`` and the index of its sweep."""
 
     initial = True
-    dependencies: ClassVar = []
+    dependencies: ClassVar[list[tuple[str, str]]] = []
     operations: ClassVar = [
         migrations.CreateModel(
             name="InboxRow",

@@ -33,7 +33,8 @@ class Children:
         Raises:
             InvalidValueError: A chain, group or chord, whose parts would have no stable ids.
         """
-        if not isinstance(child, Signature) or isinstance(child, _CANVASES):
+        whole: Any = child  # whatever it is
+        if not isinstance(whole, Signature) or isinstance(whole, _CANVASES):
             raise InvalidValueError(
                 f"tx.stage takes the signature of one task, not {child!r}; stage a task that begins the canvas"
             )
@@ -53,7 +54,7 @@ class Children:
         they may have been published before.
         """
         for told in self._codec().decode(staged):
-            child = signature(told, app=self._app)
+            child: Any = signature(told, app=self._app)
             child.apply_async(headers={**(child.options.get("headers") or {}), COPY: 0})
 
     def _codec(self) -> KombuCodec:
