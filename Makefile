@@ -14,8 +14,8 @@ demo: .venv/ready  ## kill real workers and count the charges (about a minute)
 test: .venv/ready  ## run the tests on an embedded server and real workers
 	$(BIN)/python -m pytest -m "not servers" -n 2 --dist loadfile --cov --cov-report=term $(ARGS)
 
-servers: .venv/ready  ## run them on Redis 7.0, TLS, Sentinel and Cluster, and fail those over
-	$(BIN)/python -m pytest -m servers $(ARGS)
+servers: .venv/ready  ## run them on PostgreSQL, Redis 7.0, TLS, Sentinel and Cluster, and fail those over
+	$(BIN)/python -m pytest -m servers -n 2 --dist loadfile $(ARGS)
 
 stress: .venv/ready  ## kill processes that count under one lock, for 30 seconds or ARGS="--seconds N"
 	$(BIN)/python tests/stress.py $(ARGS)

@@ -2,7 +2,6 @@
 
 import asyncio
 import inspect
-import secrets
 import time
 
 import pytest
@@ -115,19 +114,10 @@ def postgresql_url():
         yield url
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.servers)])
 def database_url(request, tmp_path):
     """A database of the test's own."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/ledger.db"
         return
-    from sqlalchemy import create_engine, make_url, text
-
-    url = make_url(request.getfixturevalue("postgresql_url"))
-    name = f"d{secrets.token_hex(4)}"
-    server = create_engine(url, isolation_level="AUTOCOMMIT")
-    with server.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-        yield url.set(database=name).render_as_string(hide_password=False)
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    server.dispose()
+    yield servers.new_database(request.getfixturevalue("postgresql_url"))

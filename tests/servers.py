@@ -1,6 +1,7 @@
 """Real servers for tests, beyond the embedded one: on TCP, with TLS, a Sentinel set, a cluster."""
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -230,6 +231,18 @@ def postgresql():
         finally:
             os.killpg(server.pid, signal.SIGQUIT)  # at once, and none of its processes is left behind
             server.wait()
+
+
+def new_database(url):
+    """A database of a name of its own on the server of ``url``; it goes when the server does."""
+    from sqlalchemy import create_engine, make_url, text
+
+    name = f"d{secrets.token_hex(4)}"
+    server = create_engine(url, isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    server.dispose()
+    return make_url(url).set(database=name).render_as_string(hide_password=False)
 
 
 def _speaks_amqp(url):

@@ -118,7 +118,8 @@ def test_the_ddl_in_text_and_djangos_migration_make_the_same_table(engine):
         connection.execute(text("DROP TABLE qx_inbox"))
     code = (
         "import sys, django\nfrom django.conf import settings\nsys.path.insert(0, 'tests/workers')\n"
-        f"from django_url import as_django\nsettings.configure(DATABASES={{'default': as_django({str(engine.url)!r})}}, "
+        "from django_url import as_django\n"
+        f"settings.configure(DATABASES={{'default': as_django({str(engine.url)!r})}}, "
         "INSTALLED_APPS=['qx_cache_celery.inbox.django'])\ndjango.setup()\n"
         "from django.core.management import call_command\ncall_command('migrate', 'qx_inbox', verbosity=0)\n"
     )

@@ -68,6 +68,7 @@ class AlchemyTransaction:
     def __init__(self, connection: Connection, make: Any) -> None:
         self._connection, self._make = connection, make
         self._session: Session | None = None
+        self._entered = False
 
     @property
     def session(self) -> Session:
@@ -79,12 +80,14 @@ class AlchemyTransaction:
 
     def execute(self, statement: str, parameters: Parameters) -> list[tuple[Any, ...]]:
         """Send one statement."""
+        self._entered = True
         found = self._connection.execute(text(statement), parameters)
         return [tuple(row) for row in found] if found.returns_rows else []
 
     def settle(self) -> None:
         """Flush the session; its last savepoint is released by the commit."""
-        if not self._connection.in_transaction() or not _in_transaction(self._connection):
+        alive = self._connection.in_transaction()
+        if not alive or (self._entered and not _in_transaction(self._connection)):
             raise TransactionBrokenError("the body ended the transaction itself: it sent COMMIT or ROLLBACK")
         if self._session is None:
             return

@@ -1,4 +1,7 @@
-"""The app of the fault harness: tasks that stop at the point where they are to be killed."""
+"""The app of the fault harness: tasks that stop at the point where they are to be killed.
+
+With a database their effects are rows of it, written in the transaction of the record (``tx=``).
+"""
 
 import json
 import os
@@ -7,8 +10,10 @@ from pathlib import Path
 
 from celery import Celery, Task
 from celery.worker.request import Request
+from sqlalchemy import create_engine, event, text
 
 from qx_cache_celery import IdempotentTask
+from qx_cache_celery.inbox import create_inbox
 from qx_cache_celery.steps import GuardedRequest
 
 FOLDER = Path(os.environ["QX_CHAOS_FOLDER"])
@@ -21,10 +26,11 @@ app.conf.update(
     worker_prefetch_multiplier=1,
     task_track_started=True,
     result_expires=600,
-    qx_cache_backend_url=os.environ["QX_CHAOS_BACKEND"],
+    qx_cache_backend_url=os.environ.get("QX_CHAOS_STORE", os.environ["QX_CHAOS_BACKEND"]),
     qx_cache_lease_ttl=2,
 )
 app.conf.update(json.loads(os.environ.get("QX_CHAOS_CONF", "{}")))
+engine = create_engine(os.environ["QX_CHAOS_DATABASE"]) if "QX_CHAOS_DATABASE" in os.environ else None
 
 
 def note(what, **more):
@@ -79,6 +85,8 @@ class Points:
 class PlainPoints(Points, Task):
     """What users do by hand today: late acks."""
 
+    qx_tx = None
+
     Request = "chaos_app:PlainRequest"
     acks_late = True
     reject_on_worker_lost = True
@@ -90,13 +98,40 @@ class GuardedPoints(Points, IdempotentTask):
     Request = "chaos_app:OurRequest"
 
 
+def effect(task, order):
+    """What must be once: a line of the journal, or a row."""
+    if task.qx_tx is None:
+        note("effect", order=order)
+        return
+    connection = task.tx.session.connection()
+    connection.execute(text("INSERT INTO effects (order_id) VALUES (:order)"), {"order": order})
+    connection.info["order"] = order
+
+
+if engine is not None:
+
+    @event.listens_for(engine, "commit")
+    def at_commit(connection):
+        """Just after the COMMIT of an effect, of which Redis does not know yet."""
+        order = connection.info.pop("order", "")
+        if POINT == "after commit" and order:
+            connection.connection.dbapi_connection.commit()
+            reach("after commit", order)
+
+
+def make_tables():
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE effects (order_id varchar(64))"))
+    create_inbox(engine)
+
+
 def body(task, order):
     note("run", order=order, id=task.request.id)
     reach("after claim", order)
     reach("mid-body", order)
     if isinstance(task, IdempotentTask):
         task.lease.ensure()  # as the docs say: right before each effect
-    note("effect", order=order)
+    effect(task, order)
     reach("after the effect", order)
     return order
 
@@ -111,6 +146,13 @@ def work_guarded(self, order):
     return body(self, order)
 
 
+if engine is not None:
+
+    @app.task(base=GuardedPoints, bind=True, name="chaos_app.work_tx", tx=engine, lock_timeout=1)
+    def work_tx(self, order):
+        return body(self, order)
+
+
 @app.task
 def collect(orders):
     note("collect", orders=orders)
@@ -121,16 +163,28 @@ def busy(task, order, duration):
     note("run", order=order, id=task.request.id)
     time.sleep(duration)
     task.lease.ensure()
-    note("effect", order=order)
+    effect(task, order)
+    if task.qx_tx is not None:
+        task.tx.delay(child, order)
     return order
 
 
-@app.task(base=IdempotentTask, bind=True, idempotency_key="{order}")
+@app.task(base=IdempotentTask, bind=True, tx=engine, lock_timeout=1)
+def child(self, order):
+    """Staged by each order that is in a database."""
+    if self.qx_tx is not None:
+        effect(self, f"child of {order}")
+    return order
+
+
+@app.task(base=IdempotentTask, bind=True, idempotency_key="{order}", tx=engine, lock_timeout=1)
 def load(self, order, duration):
     return busy(self, order, duration)
 
 
-@app.task(base=IdempotentTask, bind=True, idempotency_key="{order}", fingerprint=["order"])
+@app.task(
+    base=IdempotentTask, bind=True, idempotency_key="{order}", fingerprint=["order"], tx=engine, lock_timeout=1
+)
 def step(self, before, order, duration):
     return busy(self, order, duration)
 

@@ -8,11 +8,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parent.parent))
+
 import redis
+import servers
 
 from qx_cache.embedded import start_server
 
@@ -22,12 +25,14 @@ POINTS = (
     "after claim",
     "mid-body",
     "after the effect",
+    "after commit",
     "after complete",
     "after callbacks",
     "before ack",
 )
-FAULTS = ("kill child", "kill worker", "cold shutdown", "hard limit", "freeze", "record lost")
-KINDS = ("plain", "IdempotentTask")
+FAULTS = ("kill child", "kill worker", "cold shutdown", "hard limit", "freeze", "record lost", "Redis stopped")
+KINDS = ("plain", "IdempotentTask", "tx, SQLite", "tx, PostgreSQL")
+TASKS = {"plain": "work_plain", "IdempotentTask": "work_guarded"}
 POOLS = ("prefork", "threads")
 AFTER_THE_EFFECT = POINTS[POINTS.index("after the effect") :]
 FREEZE_SECONDS = 6.0
@@ -65,8 +70,15 @@ class Cell:
     broker: str = "redis"
 
     @property
+    def tx(self):
+        """True where the effect is a row in the transaction of its record."""
+        return self.kind.startswith("tx")
+
+    @property
     def window(self):
         """True in the three situations in which the docs say that a body can take effect twice."""
+        if self.tx:
+            return False
         dies_before_the_record = self.fault in {"kill child", "kill worker", "cold shutdown"}
         if dies_before_the_record or self.fault == "freeze":
             return self.point == "after the effect"
@@ -88,7 +100,9 @@ def cells(broker="redis"):
             continue
         if fault == "record lost" and point not in AFTER_THE_EFFECT:
             continue
-        yield Cell(fault, point, kind, pool, broker)
+        cell = Cell(fault, point, kind, pool, broker)
+        if cell.tx or (point != "after commit" and fault != "Redis stopped"):
+            yield cell
 
 
 @dataclass(frozen=True)
@@ -111,7 +125,7 @@ class Found:
             problems.append("failed")
         if self.chord == "SUCCESS" and self.bodies != 1:
             problems.append(f"{self.bodies} chord bodies")
-        if self.effects > (2 if cell.window else 1):
+        if self.effects > (2 if cell.window else 1) or (cell.tx and self.state == "SUCCESS" and self.effects != 1):
             problems.append(f"{self.effects} effects")
         return ", ".join(problems)
 
@@ -124,8 +138,9 @@ class Arena:
     with or without this package.
     """
 
-    def __init__(self, cell, folder, broker_url, store):
-        self.cell, self.folder, self._store = cell, folder, store
+    def __init__(self, cell, folder, broker_url, servers, database_url):
+        self.cell, self.folder = cell, folder
+        backend, self._store = servers
         transport = RABBITMQ_TRANSPORT
         if cell.broker == "redis":
             transport = {"visibility_timeout": 2, **REDIS_TRANSPORT}
@@ -135,9 +150,13 @@ class Arena:
             "QX_CHAOS_POINT": cell.point,
             "QX_CHAOS_QUEUES": folder.name,
             "QX_CHAOS_BROKER": broker_url,
-            "QX_CHAOS_BACKEND": store.broker_url,
+            "QX_CHAOS_BACKEND": backend.broker_url,
+            "QX_CHAOS_STORE": self._store.url,
             "QX_CHAOS_TRANSPORT": json.dumps(transport),
         }
+        if cell.tx:
+            self.environment["QX_CHAOS_DATABASE"] = database_url
+            subprocess.run([sys.executable, "-c", MAKE_TABLES], cwd=HERE, env=self.environment, check=True)
         self.workers = [self._start(0, "struck"), self._start(1, "struck"), self._start(2, "calm")]
         for number in range(3):
             self.until(lambda number=number: "ready." in self.log(number), f"worker {number}")
@@ -178,8 +197,11 @@ class Arena:
             time.sleep(FREEZE_SECONDS)
             (self.folder / "go").touch()
             os.killpg(worker.pid, signal.SIGCONT)
-        elif self.cell.fault == "record lost":
-            self._lose_record()
+        elif self.cell.fault in {"record lost", "Redis stopped"}:
+            if self.cell.fault == "record lost":
+                self._lose_record()
+            else:
+                self._store.stop()
             os.killpg(worker.pid, signal.SIGKILL)
         else:
             os.kill(worker.pid, signal.SIGQUIT)
@@ -190,6 +212,14 @@ class Arena:
         with redis.Redis.from_url(self._store.url) as client:
             for key in client.scan_iter(f"*:idem:*{victim}*"):
                 client.delete(key)
+
+    def effects(self):
+        """How often the victim took effect."""
+        if not self.cell.tx:
+            return sum(row["order"] == "victim" for row in self.journal("effect"))
+        words = [sys.executable, "-c", COUNT_EFFECTS]
+        told = subprocess.run(words, cwd=HERE, env=self.environment, check=True, capture_output=True, text=True)
+        return int(told.stdout)
 
     def close(self):
         (self.folder / "go").touch()
@@ -205,13 +235,19 @@ def _parent(pid):
     return 0
 
 
+MAKE_TABLES = "import chaos_app; chaos_app.make_tables()"
+COUNT_EFFECTS = """
+import chaos_app
+from sqlalchemy import text
+with chaos_app.engine.connect() as connection:
+    print(connection.execute(text("SELECT count(*) FROM effects WHERE order_id = 'victim'")).scalar())
+"""
 PUBLISH = """
 import json, os, sys, time
 from celery import chord
 import chaos_app
 name = os.environ["QX_CHAOS_QUEUES"]
-kind, limit, patience = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
-task = chaos_app.work_plain if kind == "plain" else chaos_app.work_guarded
+task, limit, patience = getattr(chaos_app, sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
 victim = task.s("victim").set(queue=f"struck-{name}", **({"time_limit": limit} if limit else {}))
 calm = task.s("bystander").set(queue=f"calm-{name}")
 whole = chord([victim, calm])(chaos_app.collect.s().set(queue=f"calm-{name}"))
@@ -226,15 +262,21 @@ print(json.dumps({"state": first.state, "chord": whole.state}))
 """
 
 
-def play(cell, broker_url=None):
-    """Play one cell on servers of its own; what it showed."""
+def play(cell, broker_url=None, postgresql_url=None):
+    """Play one cell on servers of its own, but for the broker and PostgreSQL that are given; what it showed."""
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="qc-") as name, start_server() as server:
-        folder = Path(name)
-        arena = Arena(cell, folder, broker_url or server.broker_url, server)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qc-")))
+        server = stack.enter_context(start_server())
+        store = stack.enter_context(start_server()) if cell.fault == "Redis stopped" else server
+        database_url = f"sqlite:///{folder}/effects.db"
+        if cell.kind == "tx, PostgreSQL":
+            database_url = servers.new_database(postgresql_url)
+        arena = Arena(cell, folder, broker_url or server.broker_url, (server, store), database_url)
         try:
             limit = "1" if cell.fault == "hard limit" else "0"
-            words = [sys.executable, "-c", PUBLISH, cell.kind, limit, str(PATIENCE_SECONDS)]
+            task = TASKS.get(cell.kind, "work_tx")
+            words = [sys.executable, "-c", PUBLISH, task, limit, str(PATIENCE_SECONDS)]
             publisher = subprocess.Popen(
                 words,
                 cwd=HERE,
@@ -253,10 +295,9 @@ def play(cell, broker_url=None):
                 publisher.wait()
                 publisher.stdout.close()
             mine = [row for row in arena.journal("run") if row["order"] == "victim"]
-            effects = [row for row in arena.journal("effect") if row["order"] == "victim"]
             took = round(time.monotonic() - began, 1)
             return Found(
-                len(mine), len(effects), said["state"], said["chord"], len(arena.journal("collect")), took
+                len(mine), arena.effects(), said["state"], said["chord"], len(arena.journal("collect")), took
             )
         finally:
             arena.close()

@@ -8,10 +8,8 @@ import json
 import random
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
-
-sys.path.append(str(Path(__file__).parent.parent))
 
 import servers
 from harness import FAULTS, KINDS, POINTS, Cell, cells, play, row
@@ -63,21 +61,24 @@ def main():
     words = argparse.ArgumentParser(description=__doc__)
     words.add_argument("--sample", type=int, help="only so many cells, kept apart from the results file")
     words.add_argument("--seed", type=int, default=1)
+    words.add_argument("--kind", default="", help="only these: plain, IdempotentTask, tx")
     words.add_argument("--broker", choices=["redis", "rabbitmq"], default="redis")
     said = words.parse_args()
-    with servers.rabbitmq() if said.broker == "rabbitmq" else nullcontext() as broker_url:
-        return play_all(said, broker_url)
+    with ExitStack() as stack:
+        broker_url = stack.enter_context(servers.rabbitmq()) if said.broker == "rabbitmq" else None
+        return play_all(said, broker_url, stack.enter_context(servers.postgresql()))
 
 
-def play_all(said, broker_url):
-    wanted = list(cells(said.broker))
+def play_all(said, broker_url, postgresql_url):
+    wanted = [cell for cell in cells(said.broker) if not said.kind or cell.kind.startswith(said.kind)]
     known = {} if said.sample else read(RESULTS)
     todo = (
         sample(wanted, said.sample, said.seed) if said.sample else [cell for cell in wanted if cell not in known]
     )
     wrong = 0
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for cell, found in zip(todo, pool.map(lambda cell: play(cell, broker_url), todo), strict=True):
+        played = pool.map(lambda cell: play(cell, broker_url, postgresql_url), todo)
+        for cell, found in zip(todo, played, strict=True):
             problem = found.wrong(cell) if cell.kind != "plain" else ""
             wrong += bool(problem)
             print(
