@@ -12,10 +12,17 @@ from typing import Any
 
 from qx_cache import CacheError
 from qx_cache.embedded import start_server
-from qx_cache_celery.demo import report
 from qx_cache_celery.demo.orders import SHIPPED, OrdersError, load
 from qx_cache_celery.demo.processes import DemoError
-from qx_cache_celery.demo.scenario import Scenario
+
+try:
+    from rich.console import Console
+
+    from qx_cache_celery.demo import report
+    from qx_cache_celery.demo.scenario import Scenario
+except ImportError as missing:
+    print(f'the demo needs its extra ({missing}): pip install "qx-cache-celery[demo]"', file=sys.stderr)
+    raise SystemExit(2) from None
 
 
 def main() -> int:
@@ -26,11 +33,6 @@ def main() -> int:
         2 when the orders file or the installation cannot be used; 143 when told to stop.
     """
     arguments = _arguments()
-    try:
-        from rich.console import Console  # noqa: PLC0415  # an optional extra
-    except ImportError:
-        print('the demo needs rich: pip install "qx-cache-celery[demo]"', file=sys.stderr)
-        return 2
     try:
         orders = load(arguments.orders)
     except OrdersError as error:

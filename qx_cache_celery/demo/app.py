@@ -4,13 +4,16 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from celery import Celery, Task
 from celery.signals import after_task_publish, beat_init, worker_ready
+from sqlalchemy.orm import sessionmaker
 
 from qx_cache_celery import IdempotentTask, SingletonTask, signals
+from qx_cache_celery.demo.charges import Charge, open_charges
 from qx_cache_celery.demo.ledger import REPORT_SECONDS, Ledger
 
 FOLDER = Path(os.environ["QX_DEMO_FOLDER"])
@@ -19,6 +22,7 @@ FAULTS: dict[str, str] = json.loads(os.environ["QX_DEMO_FAULTS"])
 LEASE_SECONDS = VISIBILITY_SECONDS = 3
 
 ledger = Ledger(FOLDER / "ledger.sqlite")
+Shop = sessionmaker(open_charges(FOLDER))
 app = Celery("demo", broker=os.environ["QX_DEMO_BROKER"], backend=os.environ["QX_DEMO_BROKER"])
 app.conf.update(
     broker_transport_options={
@@ -61,7 +65,7 @@ class WatchedIdempotent(Watched, IdempotentTask):
     abstract = True
 
 
-def body(task: Any, order_id: str, amount: str) -> str:
+def body(order_id: str, charge: Callable[[], None]) -> str:
     """Charge one order; a target of a fault waits for it, or dies, at its point."""
     ledger.event("start", SIDE, order_id)
     point = FAULTS.get(order_id, "")
@@ -70,24 +74,38 @@ def body(task: Any, order_id: str, amount: str) -> str:
     if first and point != "window":
         ledger.event(f"at {point}", SIDE, order_id)
         _wait_for(FOLDER / f"go {point} {SIDE}")
-    if SIDE == "idempotent":
-        task.lease.ensure()
-    ledger.effect(SIDE, order_id, amount)
+    charge()
     if first and point == "window":
         _die(point, order_id)
     return f"receipt for {order_id}"
 
 
-@app.task(name="demo.capture_plain", base=Watched, bind=True, acks_late=True, reject_on_worker_lost=True)
-def capture_plain(self: Any, order_id: str, amount: str) -> str:
+@app.task(name="demo.capture_plain", base=Watched, acks_late=True, reject_on_worker_lost=True)
+def capture_plain(order_id: str, amount: str) -> str:
     """The plain side."""
-    return body(self, order_id, amount)
+
+    def charge() -> None:
+        with Shop.begin() as session:
+            session.add(Charge(side=SIDE, order_id=order_id, amount=amount))
+
+    return body(order_id, charge)
 
 
-@app.task(name="demo.capture_idempotent", base=WatchedIdempotent, bind=True, idempotency_key="{order_id}")
+@app.task(
+    name="demo.capture_idempotent",
+    base=WatchedIdempotent,
+    bind=True,
+    idempotency_key="{order_id}",
+    tx=Shop,
+)
 def capture_idempotent(self: Any, order_id: str, amount: str) -> str:
-    """The idempotent side."""
-    return body(self, order_id, amount)
+    """The idempotent side: the charge is in the transaction of its record."""
+
+    def charge() -> None:
+        self.tx.session.add(Charge(side=SIDE, order_id=order_id, amount=amount))
+        self.tx.session.flush()
+
+    return body(order_id, charge)
 
 
 def _report() -> None:

@@ -1,4 +1,4 @@
-"""The SQLite file that effects and events are appended to; it knows nothing of the package."""
+"""The SQLite file that events are appended to; it knows nothing of the package."""
 
 import os
 import sqlite3
@@ -12,7 +12,6 @@ REPORT_SECONDS = 2.5
 """How long a run of the beat job takes; it is due every second."""
 
 _SCHEMA = """
-CREATE TABLE effects (side TEXT, order_id TEXT, amount TEXT, pid INTEGER, at REAL);
 CREATE TABLE events (kind TEXT, side TEXT, order_id TEXT, pid INTEGER, parent INTEGER, at REAL);
 CREATE TABLE fired (name TEXT PRIMARY KEY);
 """
@@ -33,13 +32,6 @@ class Ledger:
         with self._open() as db:
             db.execute("PRAGMA journal_mode=WAL")
             db.executescript(_SCHEMA)
-
-    def effect(self, side: str, order_id: str, amount: str) -> None:
-        """The charge itself: nothing keeps it from being made twice."""
-        with self._open() as db:
-            db.execute(
-                "INSERT INTO effects VALUES (?,?,?,?,?)", (side, order_id, amount, os.getpid(), time.time())
-            )
 
     def event(self, kind: str, side: str, order_id: str = "") -> None:
         """What happened, where and when."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import redis
 
 from qx_cache.embedded import EmbeddedServer
+from qx_cache_celery.demo.charges import counted, create, open_charges
 from qx_cache_celery.demo.ledger import Ledger
 from qx_cache_celery.demo.orders import Order
 from qx_cache_celery.demo.processes import Crew, DemoError, until
@@ -45,6 +46,8 @@ class Scenario:
         self.twice = [order.order_id for order in chosen[len(POINTS) :]]
         self.ledger = Ledger(folder / "ledger.sqlite")
         self.ledger.create()
+        self.shop = open_charges(folder)
+        create(self.shop)
         self.missing: list[str] = []
 
     def target(self, point: str) -> str:
@@ -116,8 +119,7 @@ class Scenario:
         if point == "worker frozen":
             crew.send(parent, signal.SIGSTOP)
             self.ledger.event(f"killed {point}", side, order_id)
-            starts = "SELECT count(*) FROM effects WHERE side=? AND order_id=?"
-            until(lambda: self.ledger.rows(starts, side, order_id)[0][0], "another worker to charge it", 20)
+            until(lambda: self._taken_over(side, order_id), "another worker to take it over", 20)
             self._go(point, side)
             crew.send(parent, signal.SIGCONT)
             return
@@ -128,6 +130,11 @@ class Scenario:
             crew.send(parent, signal.SIGKILL)
             crew.worker()
         self._go(point, side)
+
+    def _taken_over(self, side: str, order_id: str) -> bool:
+        """True when another worker has charged the order, or waits in the database for the frozen run's row."""
+        taken = "SELECT count(*) FROM events WHERE side=? AND order_id=? AND kind='taken_over'"
+        return order_id in counted(self.shop, side) or self.ledger.rows(taken, side, order_id)[0][0] > 0
 
     def _go(self, point: str, side: str) -> None:
         (self.folder / f"go {point} {side}").touch()
@@ -158,5 +165,4 @@ class Scenario:
         waiting = [*broker.lrange("celery", 0, -1), *broker.hvals("unacked")]
         if any(b"capture" in message for message in waiting):
             return False
-        charged = self.ledger.rows("SELECT DISTINCT order_id FROM effects WHERE side=?", side)
-        return order_ids <= {order_id for (order_id,) in charged}
+        return order_ids <= set(counted(self.shop, side))

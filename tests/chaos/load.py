@@ -2,7 +2,8 @@
 
 ``make load`` publishes 1,000 tasks, half of them in chords and chains, some orders twice, and every few seconds
 kills or freezes a worker, kills a child, or restarts Redis. With ``--outage`` there is one fault instead: the one
-Redis that is broker and store is away for that many seconds.
+Redis that is broker and store is away for that many seconds. With ``--tx`` the effects are rows of a database, in
+the transaction of their record, and each order stages a child.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import redis
 import servers
 from celery import chain, chord
 from harness import HERE, RABBITMQ_TRANSPORT, REDIS_TRANSPORT, read_journal, start_worker
+from sqlalchemy import text
 
 LEASE_SECONDS = 2.0
 FREEZE_SECONDS = 3.0
@@ -84,8 +86,8 @@ class Workers:
 class Orders:
     """What was published: task id -> the result that it must have."""
 
-    def __init__(self, app, dice, total):
-        self._app, self._dice = app, dice
+    def __init__(self, app, dice, total, seconds):
+        self._app, self._dice, self._seconds = app, dice, seconds
         self.expected, self.chords, self.orders = {}, [], []
         singles, chorded = total // 2, total // 4
         for _ in range(singles):
@@ -103,7 +105,8 @@ class Orders:
             self._publish_single(self.again.pop())
 
     def _order(self):
-        duration = round(math.exp(self._dice.uniform(math.log(0.01), math.log(2))), 3)
+        shortest, longest = map(math.log, self._seconds)
+        duration = round(math.exp(self._dice.uniform(shortest, longest)), 3)
         self.orders.append((f"o-{len(self.orders)}", duration))
         return self.orders[-1]
 
@@ -136,8 +139,8 @@ class Orders:
 class Account:
     """What became of everything, read from the result backend and the journal."""
 
-    def __init__(self, client, folder, orders):
-        self._client, self._folder, self._orders = client, folder, orders
+    def __init__(self, app, client, folder, orders):
+        self._app, self._client, self._folder, self._orders = app, client, folder, orders
         self.states = {}
 
     def missing(self):
@@ -154,14 +157,29 @@ class Account:
     def rows(self, what):
         return read_journal(self._folder, what)
 
+    def effects(self):
+        """How often each order took effect, and each child of one."""
+        if self._app.engine is None:
+            return Counter(row["order"] for row in self.rows("effect"))
+        with self._app.engine.connect() as connection:
+            return Counter(connection.execute(text("SELECT order_id FROM effects")).scalars())
+
+    def childless(self):
+        """Orders whose child has not taken effect once; none where there are no children."""
+        if self._app.engine is None:
+            return []
+        effects = self.effects()
+        return [name for name, _ in self._orders.orders if effects[f"child of {name}"] != 1]
+
     def told(self):
         """The figures; ``bad`` counts what must not be."""
         expected = self._orders.expected
-        effects = Counter(row["order"] for row in self.rows("effect"))
+        effects, childless = self.effects(), self.childless()
         bodies = Counter(row["order"] for row in self.rows("gather"))
         right = sum(("SUCCESS", value) == self.states.get(task) for task, value in expected.items())
         failed = sum("SUCCESS" != state for state, _ in self.states.values())
         never = [name for name, _ in self._orders.orders if name not in effects]
+        doubled = [name for name, count in effects.items() if count > 1]
         wrong_bodies = {name: bodies[name] for name in self._orders.chords if bodies[name] != 1}
         figures = {
             "published": len(expected),
@@ -170,13 +188,14 @@ class Account:
             "without an end": len(expected) - len(self.states),
             "orders": len(self._orders.orders),
             "orders that never ran": len(never),
-            "orders with two effects": sum(count > 1 for count in effects.values()),
+            "orders with two effects": len(doubled),
+            **({} if self._app.engine is None else {"orders without one child": len(childless)}),
             "runs": len(self.rows("run")),
             "chord bodies": sum(bodies.values()),
             "chords with not one body": len(wrong_bodies),
         }
-        bad = len(expected) - right + len(never) + len(wrong_bodies)
-        return figures, bad
+        bad = len(expected) - right + len(never) + len(wrong_bodies) + len(childless)
+        return figures, bad + (len(doubled) if self._app.engine is not None else 0)
 
 
 def play(said):
@@ -193,8 +212,16 @@ def play(said):
             QX_CHAOS_TRANSPORT=json.dumps(transport),
             QX_CHAOS_CONF=json.dumps({"result_backend_always_retry": True, "qx_cache_lease_ttl": LEASE_SECONDS}),
         )
+        if said.tx:
+            there = f"sqlite:///{folder}/effects.db"
+            url = stack.enter_context(servers.postgresql()) if said.tx == "postgresql" else there
+            os.environ["QX_CHAOS_DATABASE"] = url
         sys.path.insert(0, str(HERE))
         import chaos_app  # its settings are in the environment
+
+        if said.tx:
+            chaos_app.make_tables()
+            stack.callback(chaos_app.engine.dispose)
 
         def restart(_=None, away_seconds=0.5):
             server.kill()
@@ -206,8 +233,8 @@ def play(said):
         stack.callback(workers.close)
         client = stack.enter_context(redis.Redis.from_url(server.url))
         began = time.monotonic()
-        orders = Orders(chaos_app, dice, said.tasks)
-        account = Account(client, folder, orders)
+        orders = Orders(chaos_app, dice, said.tasks, said.between)
+        account = Account(chaos_app, client, folder, orders)
 
         def say(line):
             print(f"{time.monotonic() - began:6.1f} s  {line}", file=sys.stderr, flush=True)
@@ -218,7 +245,9 @@ def play(said):
             say(restart(away_seconds=said.outage))
         kinds = [] if said.outage else [workers.kill, workers.freeze, workers.kill_child, restart]
         due = began + FAULT_EVERY_SECONDS[0]
-        while time.monotonic() - began < said.seconds and (orders.again or account.missing()):
+        while time.monotonic() - began < said.seconds and (
+            orders.again or account.missing() or account.childless()
+        ):
             orders.publish_again()
             if kinds and time.monotonic() > due:
                 say(dice.choice(kinds)(dice))
@@ -228,7 +257,7 @@ def play(said):
         figures["seconds"] = round(time.monotonic() - began, 1)
         for task in account.missing()[:5]:
             say(f"without an end: {task} {orders.expected[task]}")
-        print(json.dumps({"seed": said.seed, "broker": said.broker, **figures}))
+        print(json.dumps({"seed": said.seed, "broker": said.broker, "tx": said.tx, **figures}))
         if said.keep:
             shutil.copytree(folder, said.keep)
         return 1 if bad else 0
@@ -241,6 +270,8 @@ def main():
     words.add_argument("--seed", type=int, default=1)
     words.add_argument("--broker", choices=["redis", "rabbitmq"], default="redis")
     words.add_argument("--outage", type=float, default=0, help="instead of faults: Redis away for so many seconds")
+    words.add_argument("--tx", choices=["postgresql", "sqlite"], help="effects in a database, with tx=")
+    words.add_argument("--between", type=float, nargs=2, default=(0.01, 2.0), help="shortest and longest task, s")
     words.add_argument("--keep", help="copy the logs and the journal there")
     return play(words.parse_args())
 

@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parent.parent))
+
 import servers
 from harness import FAULTS, KINDS, POINTS, Cell, cells, play, row
 
