@@ -43,11 +43,12 @@ def parts(*, quick: bool) -> dict[str, Callable[[], Any]]:
         "leases": lambda: [measured("leases", number, "--seconds", lives) for number in ("1000", "10000")],
         "waking": lambda: measured("waking"),
         "throughput": lambda: {pool: measured("throughput", pool, "--rounds", turns) for pool in POOLS},
+        "transactions": lambda: measured("transactions", "--rounds", turns),
     }
 
 
 def main() -> None:
-    """All of it takes about eleven minutes; ``--quick`` about three, for trying a change."""
+    """All of it takes about twelve minutes; ``--quick`` about three, for trying a change."""
     words = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     words.add_argument("--quick", action="store_true")
     words.add_argument("--only", help="measure one part anew and keep the others")

@@ -70,6 +70,23 @@ def _lines(results: Mapping[str, Any]) -> Iterator[str]:
     yield f"| record of a running claim | {one['running_bytes']} B |"
     yield f"| record with a result of 100 B | {one['done_bytes']} B |"
     yield from _throughput(results["throughput"])
+    yield from _transactions(results["transactions"])
+
+
+def _transactions(found: Mapping[str, Any]) -> Iterator[str]:
+    yield ""
+    yield f"## One row inserted by a task, on PostgreSQL {found['server']}, prefork"
+    yield ""
+    yield "| | statements a task | tasks a second | times its own transaction | (10 % to 90 % of rounds) |"
+    yield "|---|---|---|---|---|"
+    for name, one in found["kinds"].items():
+        low, high = one["ratio_low"], one["ratio_high"]
+        yield (
+            f"| {name} | {one['statements']:g} | {one['tasks_per_second']} | {one['ratio']:.2f} "
+            f"| {low:.2f} to {high:.2f} |"
+        )
+    yield ""
+    yield f"A row of the inbox, with a result of {found['result_bytes']} B: {found['row_bytes']} B."
 
 
 def _throughput(pools: Mapping[str, Any]) -> Iterator[str]:

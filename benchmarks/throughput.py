@@ -3,9 +3,6 @@
 import argparse
 import json
 import os
-import signal
-import statistics
-import subprocess
 import sys
 import time
 from functools import cache
@@ -13,13 +10,10 @@ from functools import cache
 import redis
 from celery import Celery, Task
 
-from benchmarks.harness import spread
 from benchmarks.server import server
 from benchmarks.uncontended import BARE, HEADER, RESULT
+from benchmarks.workers import CONCURRENCY, figures, working
 from qx_cache_celery import IdempotentTask
-
-CONCURRENCY = {"prefork": 2, "threads": 8}
-_PATIENCE_SECONDS = 120.0
 
 app = Celery("throughput")
 app.conf.update(
@@ -83,16 +77,6 @@ KINDS = {
 }
 
 
-def span(kind: str, number: int, queue: str) -> float:
-    """Seconds from the first to the last of so many runs, which all waited in a queue before."""
-    with app.pool.acquire() as connection, app.amqp.Producer(connection) as producer:
-        results = [KINDS[kind].apply_async(queue=queue, producer=producer) for _ in range(number)]
-    app.control.add_consumer(queue, reply=True, limit=1, timeout=10)
-    ran = [result.get(timeout=_PATIENCE_SECONDS, interval=0.05) for result in results]
-    app.control.cancel_consumer(queue, reply=True, limit=1, timeout=10)
-    return float(max(ran) - min(ran))
-
-
 def main() -> None:
     """Measure, and print the figures as JSON."""
     words = argparse.ArgumentParser()
@@ -103,41 +87,8 @@ def main() -> None:
     with server() as one:
         os.environ["QX_BENCH_URL"] = one.url
         app.conf.update(broker_url=one.url, result_backend=one.url)
-        line = [sys.executable, "-W", "ignore", "-m", "celery", "-A", "benchmarks.throughput", "worker"]
-        line += ["-P", said.pool, "-c", str(CONCURRENCY[said.pool]), "-l", "ERROR", "--without-mingle"]
-        line += ["--without-gossip", "-Q", "idle"]
-        worker = subprocess.Popen(
-            line, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        try:
-            until = time.monotonic() + _PATIENCE_SECONDS
-            while not app.control.ping(timeout=1, limit=1):
-                if time.monotonic() > until:
-                    raise SystemExit("the worker did not start")
-            json.dump(figures(said.rounds, said.tasks), sys.stdout)
-        finally:
-            os.killpg(worker.pid, signal.SIGKILL)
-            worker.wait()
-
-
-def figures(rounds: int, tasks: int) -> dict[str, dict[str, float]]:
-    """Tasks a second, and the ratio to plain of the same round."""
-    names = list(KINDS)
-    for name in names:
-        span(name, tasks // 10, f"warm {name}")
-    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    for number in range(rounds):
-        first = number % len(names)
-        took = {name: span(name, tasks, f"{number} {name}") for name in names[first:] + names[:first]}
-        for name in names:
-            seen[name].append((tasks / took[name], took["plain"] / took[name]))
-    return {
-        name: {
-            "tasks_per_second": round(statistics.median(rate for rate, _ in pairs)),
-            **spread([ratio for _, ratio in pairs]),
-        }
-        for name, pairs in seen.items()
-    }
+        with working(app, "benchmarks.throughput", said.pool):
+            json.dump(figures(KINDS, said.rounds, said.tasks), sys.stdout)
 
 
 if __name__ == "__main__":

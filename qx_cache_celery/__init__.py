@@ -8,6 +8,7 @@ from qx_cache_celery.identity import KeyArgumentError
 from qx_cache_celery.interrupt import LeaseLost, TaskLease
 from qx_cache_celery.record import RERUN, Idempotency
 from qx_cache_celery.singleton import AlreadyRunningError, SingletonTask
+from qx_cache_celery.transaction import Transaction
 
 __all__ = [
     "RERUN",
@@ -18,4 +19,5 @@ __all__ = [
     "LeaseLost",
     "SingletonTask",
     "TaskLease",
+    "Transaction",
 ]

@@ -13,8 +13,10 @@ from qx_cache_celery.identity import KeySpec, key_name
 from qx_cache_celery.naming import HEADER
 from qx_cache_celery.record import Idempotency, RecordGuard
 from qx_cache_celery.results import KombuCodec
+from qx_cache_celery.rowfirst import RowFirst
 from qx_cache_celery.runtime import runtime_of
-from qx_cache_celery.transaction import RowFirst, Transaction, TransactionGuard, outside_a_run
+from qx_cache_celery.transacted import TransactionGuard
+from qx_cache_celery.transaction import Transaction, outside_a_run
 
 
 def _record_guard(run: Run) -> RecordGuard:

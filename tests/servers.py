@@ -205,7 +205,7 @@ def rabbitmq():
 
 
 @contextmanager
-def postgresql():
+def postgresql(**config):
     """A PostgreSQL of our own, as a SQLAlchemy URL; about two seconds."""
     homes = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     home = homes[-1] if homes else shutil.which("initdb") and Path(shutil.which("initdb")).parent
@@ -220,6 +220,7 @@ def postgresql():
         make = [*words, binaries / "initdb", "-D", data, "-U", "qx", "--auth=trust", "--no-sync", "-E", "UTF8"]
         subprocess.run(make, check=True, **manner)
         told = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": folder, "fsync": "off"}
+        told |= config
         settings = [word for name, value in told.items() for word in ("-c", f"{name}={value}")]
         line = [*words, binaries / "postgres", "-D", data, *settings]
         with Path(folder, "log").open("wb") as log:

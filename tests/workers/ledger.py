@@ -45,10 +45,21 @@ class Dies(IdempotentTask):
     """Killed once, where the order's name says."""
 
     def __call__(self, *args, **kwargs):
+        sent.clear()
         result = super().__call__(*args, **kwargs)
+        note("sent", statements=sent)
         if self.request.id:
             die_at("end", *args)
         return result
+
+
+sent = []
+"""The statements of this process since its task began, by their first two words."""
+
+
+@event.listens_for(engine, "before_cursor_execute")
+def at_statement(connection, cursor, statement, *_):
+    sent.append(" ".join(statement.split()[:3:2]))
 
 
 @event.listens_for(engine, "commit")

@@ -26,6 +26,17 @@ def test_a_key_published_twice_takes_effect_once(ledger):
     assert 1 == len(ledger.journal("start"))
 
 
+def test_a_run_costs_three_statements_more_than_its_body_and_a_replay_one(ledger):
+    """Two of ours, and the savepoint that a body's own commit ends; on SQLite the bound of the wait as well."""
+    tasks = ledger.tasks
+    tasks.capture.delay("a").get(timeout=20)
+    tasks.capture.delay("a").get(timeout=20)
+    first, second = [row["statements"] for row in ledger.journal("sent")]
+    ours = ["INSERT qx_inbox", "SAVEPOINT", "INSERT payments", "UPDATE SET"]
+    assert ours == [one for one in first if "PRAGMA" not in one]
+    assert ["SELECT fence,"] == [one for one in second if "PRAGMA" not in one]
+
+
 @pytest.mark.parametrize("forgetful", [False, True])
 @pytest.mark.parametrize("point", ["start", "body", "commit", "end"])
 def test_a_killed_run_takes_effect_once_and_its_chord_goes_on(ledger, point, forgetful):
