@@ -159,11 +159,19 @@ class Records:
         return script_call(FINISH, self._of(claim), args, parse)
 
     def complete(
-        self, claim: Claimed, result: Any, *, kept: bool, finalised: bool, ttl: Duration | None
+        self,
+        claim: Claimed,
+        result: Any,
+        *,
+        kept: bool,
+        finalised: bool,
+        ttl: Duration | None,
+        mirrored: bool = False,
     ) -> tuple[Call[None], bool]:
         """The call, and whether it keeps the result."""
         flag, body = packed(self._codec, result, self._max_result_bytes) if kept else ("n", b"")
-        call = self.finish(claim, "done", body, flags=_flags(flag, finalised=finalised), ttl=ttl)
+        flags = _flags(flag, finalised=finalised, mirrored=mirrored)
+        call = self.finish(claim, "done", body, flags=flags, ttl=ttl)
         return call, flag != "n"
 
     def fail(self, claim: Claimed, error: BaseException, ttl: Duration | None) -> Call[None]:
@@ -376,6 +384,7 @@ class Records:
             retries=int(rest[1]),
             holder=text(rest[4]),
             age_seconds=int(rest[2]) / 1000,
+            mirrored=flags[3] == "m",
         )
 
 
@@ -383,9 +392,9 @@ def _holder(label: str, owner: str) -> str:
     return holder_text(label) if label else default_holder(owner)
 
 
-def _flags(body_flag: str, *, finalised: bool) -> str:
+def _flags(body_flag: str, *, finalised: bool, mirrored: bool = False) -> str:
     kept, compressed = ("n", "-") if body_flag == "n" else ("-", body_flag)
-    return f"{'f' if finalised else '-'}{kept}{compressed}-"
+    return f"{'f' if finalised else '-'}{kept}{compressed}{'m' if mirrored else '-'}"
 
 
 def _info(key: str, header: bytes, *, now_ms: int) -> RecordInfo:

@@ -144,6 +144,7 @@ class IdempotencyStore:
         *,
         kept: bool = True,
         finalised: bool = True,
+        mirrored: bool = False,
         ttl_seconds: Duration | None = None,
     ) -> bool:
         """Record ``result`` for later claims of the key. Safe to repeat; rebuilds a record that vanished.
@@ -153,6 +154,7 @@ class IdempotencyStore:
             result: What to replay.
             kept: False: record that the work was done, without its result.
             finalised: False: something is still to follow the result; see ``finalise``.
+            mirrored: True: the result is kept elsewhere as well, in a database that is right where they disagree.
             ttl_seconds: How long it is replayed; the store's by default.
 
         Returns:
@@ -163,7 +165,9 @@ class IdempotencyStore:
             ResultEncodingError: The result has no bytes; nothing was sent.
             StoreError: Redis gave no usable answer; repeat it.
         """
-        call, keeps = self._records.complete(claim, result, kept=kept, finalised=finalised, ttl=ttl_seconds)
+        call, keeps = self._records.complete(
+            claim, result, kept=kept, finalised=finalised, mirrored=mirrored, ttl=ttl_seconds
+        )
         await arun(self._client, call)
         return keeps
 
@@ -459,10 +463,13 @@ class SyncIdempotencyStore:
         *,
         kept: bool = True,
         finalised: bool = True,
+        mirrored: bool = False,
         ttl_seconds: Duration | None = None,
     ) -> bool:
         """Blocking twin of ``IdempotencyStore.complete``."""
-        call, keeps = self._records.complete(claim, result, kept=kept, finalised=finalised, ttl=ttl_seconds)
+        call, keeps = self._records.complete(
+            claim, result, kept=kept, finalised=finalised, mirrored=mirrored, ttl=ttl_seconds
+        )
         run(self._client, call)
         return keeps
 

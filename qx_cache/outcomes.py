@@ -59,6 +59,8 @@ class Done:
     retries: int
     holder: str
     age_seconds: float
+    mirrored: bool = False
+    """True when the result is kept elsewhere as well, in a database that is right where they disagree."""
 
 
 @dataclass(frozen=True, slots=True)

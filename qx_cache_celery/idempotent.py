@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from celery import Celery
+from celery import Celery, current_task
 from celery.result import AsyncResult
 
 from qx_cache import Duration, Outcome, SyncIdempotencyStore
 from qx_cache_celery import delivery
 from qx_cache_celery.guard import GuardedTask, Run
 from qx_cache_celery.identity import KeySpec, key_name
+from qx_cache_celery.inbox.rows import Inbox
 from qx_cache_celery.naming import HEADER
 from qx_cache_celery.record import Idempotency, RecordGuard
 from qx_cache_celery.results import KombuCodec
@@ -17,6 +18,15 @@ from qx_cache_celery.rowfirst import RowFirst
 from qx_cache_celery.runtime import runtime_of
 from qx_cache_celery.transacted import TransactionGuard
 from qx_cache_celery.transaction import Transaction, outside_a_run
+
+
+def _surrounding(inbox: Inbox) -> Transaction | None:
+    """The transaction of the task that calls another one directly, where it is of the same database."""
+    task: Any = current_task
+    run = delivery.run_of(task.request) if task and isinstance(task, IdempotentTask) else None
+    if run is None or run.tx is None or run.runtime.inbox(run.options).database is not inbox.database:
+        return None
+    return run.tx  # type: ignore[no-any-return]
 
 
 def _record_guard(run: Run) -> RecordGuard:
@@ -97,7 +107,7 @@ class IdempotentTask(GuardedTask):
         inbox = runtime_of(self.app).inbox(self.qx_options)
         if inbox is None:
             return super().__call__(*args, **kwargs)
-        with outside_a_run(self, inbox):
+        with outside_a_run(self, inbox, _surrounding(inbox)):
             return super().__call__(*args, **kwargs)
 
     @property

@@ -65,6 +65,9 @@ class Idempotency:
 class RecordGuard:
     """Takes a run through its idempotency record."""
 
+    _mirrored = False
+    """True where results are kept elsewhere as well."""
+
     def __init__(self, run: Run) -> None:
         self._run = run
         self._key = record_name(run.task, run.request, run.args, run.kwargs)
@@ -249,14 +252,21 @@ class RecordGuard:
         ignored, follows = delivery.result_is_ignored(task, request), delivery.dispatches(request)
         nothing_follows = ignored and not follows
         try:
-            self._record(claim, lambda: self._store.complete(claim, result, finalised=nothing_follows))
+            self._store_result(claim, result, finalised=nothing_follows)
         except ResultEncodingError as error:
-            self._record(claim, lambda: self._store.complete(claim, None, kept=False, finalised=nothing_follows))
+            self._store_result(claim, None, kept=False, finalised=nothing_follows)
             if not ignored:
                 raise (error.__cause__ or error) from None
         if follows:
             self._run.after.append(lambda: self._finalise(claim.fence))
         return result
+
+    def _store_result(self, claim: Claimed, result: Any, *, finalised: bool, kept: bool = True) -> None:
+        mirrored = self._mirrored
+        self._record(
+            claim,
+            lambda: self._store.complete(claim, result, kept=kept, finalised=finalised, mirrored=mirrored),
+        )
 
     def _release(self, claim: Claimed) -> None:
         if not self._released:

@@ -20,7 +20,7 @@ from qx_cache import (
     process_prefix,
 )
 from qx_cache_celery.backend import backend_url
-from qx_cache_celery.inbox.database import database_of
+from qx_cache_celery.inbox.database import Database, database_of
 from qx_cache_celery.inbox.rows import Inbox
 from qx_cache_celery.options import TaskOptions, namespace, owner_host
 from qx_cache_celery.results import KombuCodec
@@ -47,6 +47,7 @@ class Runtime:
         self._client: redis.Redis | None = None
         self._heartbeat: Heartbeat | None = None
         self._stores: dict[tuple[float, float], SyncIdempotencyStore] = {}
+        self._databases: dict[Any, Database] = {}
         self._inboxes: dict[tuple[Any, float], Inbox] = {}
         self.owner_prefix = process_prefix(owner_host(), os.getppid(), os.getpid())
 
@@ -95,7 +96,9 @@ class Runtime:
             return None
         named = tx, options.duration(self._app, "lock_timeout")
         if named not in self._inboxes:
-            self._inboxes[named] = Inbox(database_of(tx), namespace(self._app), named[1])
+            if tx not in self._databases:
+                self._databases[tx] = database_of(tx)
+            self._inboxes[named] = Inbox(self._databases[tx], namespace(self._app), named[1])
         return self._inboxes[named]
 
     def lock(self, name: str, *, ttl: float, holder: str, guarded: GuardedRun | None) -> SyncDistributedLock:

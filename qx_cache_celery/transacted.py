@@ -6,6 +6,7 @@ away the row decides alone. After NServiceBus's outbox and DBOS's transactions; 
 """
 
 import json
+import logging
 import random
 import time
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ from qx_cache import (
 from qx_cache_celery import delivery, report
 from qx_cache_celery.guard import Proceed, Run
 from qx_cache_celery.inbox.database import Opened
-from qx_cache_celery.inbox.errors import Fault, ResultTooLargeError, fault_of
+from qx_cache_celery.inbox.errors import Fault, ResultTooLargeError, fault_of, refused
 from qx_cache_celery.inbox.rows import Entry, Inbox, Row
 from qx_cache_celery.naming import fingerprint
 from qx_cache_celery.record import Idempotency, RecordGuard
@@ -40,6 +41,7 @@ from qx_cache_celery.rowfirst import entry_of, outcome_of
 from qx_cache_celery.staging import Children
 from qx_cache_celery.transaction import Transaction
 
+_log = logging.getLogger("qx_cache_celery.task")
 _TRIES = 6
 _PATIENCE_SECONDS = 1.0
 """The row is the record: Redis is told if it can be."""
@@ -56,6 +58,8 @@ class Committed:
 
 class TransactionGuard(RecordGuard):
     """Takes a run through its idempotency record and its row."""
+
+    _mirrored = True
 
     def __init__(self, run: Run, inbox: Inbox) -> None:
         super().__init__(run)
@@ -76,20 +80,20 @@ class TransactionGuard(RecordGuard):
         match row, outcome:
             case None, Interrupted():
                 return self._interrupted(outcome, proceed)
+            case None, Failed() | Done(mirrored=False):  # from before the task had tx=
+                return super()._decide(outcome, proceed)
             case None, _:
                 report.stale(self._subject, outcome.fence)
                 self._store.forget(self._key, fence=outcome.fence)
                 return self._decide(self._claim(takeover=True), proceed)
-            case Row(state="done"), Done():
-                return self._replay_row(row, fence=outcome.fence, finalised=outcome.finalised)
-            case Row(state="done"), _:
-                self._store.resolve(self._key, self._result(row), fence=outcome.fence)
-                return self._replay_row(row, fence=outcome.fence)
-            case Row(state="failed"), _:
-                return self._replay_row(row, fence=outcome.fence)
-            case _:
+            case Row(interrupted=True), _:
                 seen = Interrupted(self._key, outcome.fence, row.attempt, row.holder)
                 return self._interrupted(seen, proceed)
+            case _:
+                if row.state == "done" and not isinstance(outcome, Done):
+                    self._store.resolve(self._key, self._result(row), fence=outcome.fence)
+                finalised = isinstance(outcome, Done) and outcome.finalised
+                return self._replay_row(row, fence=outcome.fence, finalised=finalised)
 
     def _without_store(self, error: StoreError, proceed: Proceed) -> Any:
         report.degraded(self._subject, error)
@@ -139,13 +143,16 @@ class TransactionGuard(RecordGuard):
             self._release(claim)
             return self._replay_row(row, fence=claim.fence)
         kept = row.result is not None
-        self._record(claim, lambda: self._store.complete(claim, self._result(row), kept=kept, finalised=False))
+        self._store_result(claim, self._result(row), kept=kept, finalised=False)
         return self._replay_row(row, fence=claim.fence)
 
     def _fail(self, claim: Claimed, error: Exception) -> None:
         kind = f"{type(error).__module__}.{type(error).__qualname__}"
         body = json.dumps({"type": kind, "message": str(error)}).encode()
-        self._inbox.settle(self._key, entry_of(claim), "failed", body)
+        try:
+            self._inbox.settle(self._key, entry_of(claim), "failed", body)
+        except Exception:  # noqa: BLE001  # whatever the driver raises, the failure itself is told
+            _log.exception("the failure of task %s could not be written to its row", self._run.id)
         super()._fail(claim, error)
 
     def _mark_unknown(self, seen: Interrupted) -> None:
@@ -186,10 +193,7 @@ class TransactionGuard(RecordGuard):
                 result = self._run_body(opened, entry, proceed)
                 ended = True
         except Exception as error:
-            if ended and fault_of(error) in {
-                Fault.UNREACHABLE,
-                Fault.LOCKED,
-            }:  # committed or not: the row will tell
+            if ended and not refused(error):  # committed or not: the row will tell
                 reason = "the database did not say whether it committed"
                 raise delivery.Deferral(reason, self._subject, insures=entry.fence) from error
             raise
@@ -216,7 +220,7 @@ class TransactionGuard(RecordGuard):
             fault = fault_of(error)
             if fault is None or fault not in faults:
                 raise
-            why = "another run of its key has not ended its transaction"
+            why = "another transaction, which holds its row or its database, has not ended"
             reason = why if fault is Fault.LOCKED else f"its database cannot be reached: {error}"
             raise delivery.Deferral(reason, self._subject, insures=insures) from error
 

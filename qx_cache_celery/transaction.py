@@ -58,8 +58,15 @@ class Transaction:
 
 
 @contextmanager
-def outside_a_run(task: Any, inbox: Inbox) -> Iterator[None]:
-    """A transaction for a call that no worker delivered: committed at its end, with no row."""
+def outside_a_run(task: Any, inbox: Inbox, surrounding: Transaction | None) -> Iterator[None]:
+    """A transaction for a call that no worker delivered, with no row: the caller's, or one that ends with it."""
+    if surrounding is not None:
+        task.push_request(qx_tx=surrounding)
+        try:
+            yield
+        finally:
+            task.pop_request()
+        return
     with inbox.database.begin() as opened:
         children = Children(task.app, str(uuid.uuid4()))
         task.push_request(qx_tx=Transaction(opened, children))

@@ -1,5 +1,6 @@
 """Errors of the inbox, and what a database's own errors mean to it."""
 
+from collections.abc import Iterator
 from enum import Enum
 from typing import Any
 
@@ -62,15 +63,30 @@ def fault_of(error: BaseException | None) -> Fault | None:
     Looks through the wrappers of SQLAlchemy (``orig``) and Django (``__cause__``). Codes after PostgreSQL's
     appendix "Error Codes" and https://sqlite.org/rescode.html.
     """
+    return next((fault for one in _behind(error) if (fault := _own(one)) is not None), None)
+
+
+def refused(error: BaseException) -> bool:
+    """True when a COMMIT that ended with ``error`` has surely not happened: the database answered, and said no.
+
+    False for one that was lost on its way, or cut off by an exception from outside (a soft time limit).
+    """
+    own = any(_state(one) or type(one).__module__.startswith("sqlite3") for one in _behind(error))
+    return own and fault_of(error) not in {Fault.UNREACHABLE, Fault.LOCKED}
+
+
+def _behind(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
-        if (fault := _own(error)) is not None:
-            return fault
+        yield error
         error = getattr(error, "orig", None) or error.__cause__
-    return None
+
+
+def _state(error: Any) -> str:
+    return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None) or ""
 
 
 def _own(error: Any) -> Fault | None:
-    state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    state = _state(error)
     if state:
         return Fault.UNREACHABLE if state.startswith(_GONE) else _STATES.get(state)
     module = type(error).__module__

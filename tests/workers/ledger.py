@@ -45,11 +45,12 @@ class Dies(IdempotentTask):
     """Killed once, where the order's name says."""
 
     def __call__(self, *args, **kwargs):
+        if not self.request.id:
+            return super().__call__(*args, **kwargs)
         sent.clear()
         result = super().__call__(*args, **kwargs)
         note("sent", statements=sent)
-        if self.request.id:
-            die_at("end", *args)
+        die_at("end", *args)
         return result
 
 
@@ -153,6 +154,17 @@ def strict(self, order, amount):
     note("start", order=order)
     self.tx.session.add(Payment(order=order))
     return amount
+
+
+@app.task(base=IdempotentTask, bind=True, tx=Ledger)
+def caller(self, order, *, fail=False):
+    """Calls another task's body, in its own transaction."""
+    self.tx.session.add(Payment(order=f"caller of {order}"))
+    self.tx.session.flush()
+    told = capture(order)
+    if fail:
+        raise ValueError(order)
+    return told
 
 
 @app.task(base=IdempotentTask, bind=True, tx=Ledger)

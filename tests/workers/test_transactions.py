@@ -223,3 +223,23 @@ def test_a_call_that_no_worker_delivered_has_a_transaction_and_no_row(ledger):
     ledger.until(lambda: tasks.effects("child of c") == 2)
     with pytest.raises(RuntimeError, match="no transaction"):
         _ = tasks.capture.tx
+
+
+def test_a_task_that_calls_anothers_body_has_it_in_its_own_transaction(ledger):
+    tasks = ledger.tasks
+    assert "paid a" == tasks.caller.delay("a").get(timeout=20)
+    with pytest.raises(ValueError, match="b"):
+        tasks.caller.delay("b", fail=True).get(timeout=20)
+    assert [1, 0] == [tasks.effects("a"), tasks.effects("b")]
+    assert 1 == len(rows(ledger))
+
+
+def test_a_record_from_before_the_task_had_a_database_is_replayed(ledger):
+    from qx_cache import SyncIdempotencyStore
+    from qx_cache_celery.results import KombuCodec
+
+    tasks = ledger.tasks
+    store = SyncIdempotencyStore(ledger.redis, namespace="ledger", codec=KombuCodec(tasks.app))
+    store.complete(store.claim("ledger.capture:key:a"), "paid before")
+    assert "paid before" == tasks.capture.delay("a").get(timeout=20)
+    assert 0 == tasks.effects("a")
