@@ -53,10 +53,14 @@ class Inbox:
         database: Where they are.
         namespace: First part of every key, so that apps may share a table.
         wait_seconds: How long to wait for a row that another transaction holds.
+
+    Raises:
+        InvalidValueError: The database's dialect is not supported.
     """
 
     def __init__(self, database: Database, namespace: str, wait_seconds: float) -> None:
         self.database = database
+        self._statements = database.statements
         self._namespace = namespace
         self._wait_ms = max(1, round(wait_seconds * 1000))
 
@@ -66,21 +70,20 @@ class Inbox:
         Waits for a transaction that has written it and has not ended, for ``wait_seconds`` at most.
         """
         given = {**_told(entry), "key": self._key(key)}
-        statements = self.database.statements
         with self._bounded(opened) as wait:
-            if self._sent(opened, statements.enter, {**given, **wait}):
+            if self._sent(opened, self._statements.enter, {**given, **wait}):
                 return None
             row = self.read(opened, key)
             if row is None or not (takes_over and row.state == "running"):
                 return row
             given = {name: given[name] for name in ("key", "fence", "retries", "holder", "fingerprint")}
-            if self._sent(opened, statements.take_over, {**given, "seen_fence": row.fence}):
+            if self._sent(opened, self._statements.take_over, {**given, "seen_fence": row.fence}):
                 return None
             return self.read(opened, key)
 
     def withdraw(self, opened: Opened, key: str, entry: Entry) -> None:
         """Take the entry's row away again: it stands for nothing."""
-        self._sent(opened, self.database.statements.forget, {"key": self._key(key), "fence": entry.fence})
+        self._sent(opened, self._statements.forget, {"key": self._key(key), "fence": entry.fence})
 
     def finish(
         self, opened: Opened, key: str, entry: Entry, *, result: bytes | None, staged: bytes | None
@@ -92,7 +95,7 @@ class Inbox:
         """
         given = {"key": self._key(key), "fence": entry.fence, "state": "done", "result": result, "staged": staged}
         try:
-            found = self._sent(opened, self.database.statements.finish, given)
+            found = self._sent(opened, self._statements.finish, given)
         except Exception as error:
             if fault_of(error) is Fault.ABORTED:
                 raise TransactionBrokenError(f"the body went on after a database error: {error}") from error
@@ -102,7 +105,7 @@ class Inbox:
 
     def read(self, opened: Opened, key: str) -> Row | None:
         """The row of ``key``."""
-        found = self._sent(opened, self.database.statements.read, {"key": self._key(key)})
+        found = self._sent(opened, self._statements.read, {"key": self._key(key)})
         if not found:
             return None
         told: list[Any]
@@ -120,29 +123,29 @@ class Inbox:
         told = {"fence": entry.fence, "attempt": entry.attempt, "holder": entry.holder}
         given = {**told, "key": self._key(key), "state": state, "result": result}
         with self.database.begin() as opened:
-            return bool(self._sent(opened, self.database.statements.settle, given))
+            return bool(self._sent(opened, self._statements.settle, given))
 
     def published(self, key: str, fence: int) -> None:
         """Note that the staged children are on their way."""
         with self.database.begin() as opened:
-            self._sent(opened, self.database.statements.published, {"key": self._key(key), "fence": fence})
+            self._sent(opened, self._statements.published, {"key": self._key(key), "fence": fence})
 
     def forget(self, key: str, fence: int) -> bool:
         """Delete the row of a run; False when it is gone."""
         with self.database.begin() as opened:
             given = {"key": self._key(key), "fence": fence}
-            return bool(self._sent(opened, self.database.statements.forget, given))
+            return bool(self._sent(opened, self._statements.forget, given))
 
     def sweep(self, age_seconds: float, batch: int) -> int:
         """Delete up to ``batch`` of the rows that began at least so long ago, the oldest first; how many."""
         with self.database.begin() as opened:
             given = {"age_ms": round(age_seconds * 1000), "batch": batch}
-            return len(self._sent(opened, self.database.statements.sweep, given))
+            return len(self._sent(opened, self._statements.sweep, given))
 
     def make_tables(self) -> None:
         """Make table and index where they are not."""
         with self.database.begin() as opened:
-            for statement in self.database.statements.tables:
+            for statement in self._statements.tables:
                 opened.execute(statement, {})
 
     def _key(self, key: str) -> str:
@@ -164,7 +167,7 @@ class Inbox:
     @contextmanager
     def _bounded(self, opened: Opened) -> Iterator[dict[str, Any]]:
         """Bound the wait for other transactions; yields what our statements take for it."""
-        if self.database.statements.bounds_waits:
+        if self._statements.bounds_waits:
             yield {"wait_ms": f"{self._wait_ms}ms"}
             return
         before = opened.execute("PRAGMA busy_timeout", {})[0][0]

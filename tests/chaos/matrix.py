@@ -4,6 +4,7 @@
 """
 
 import argparse
+import itertools
 import json
 import random
 import sys
@@ -37,15 +38,14 @@ def sample(wanted, number, seed):
 
 
 def table(rows):
-    """One line a fault and point, a pair of columns a pool: plain beside ours."""
-    pools = sorted({(cell.broker, cell.pool) for cell in rows})
+    """A section a broker and pool; one line a fault and point, a column a kind of task."""
     told = "Made by `make matrix`: runs/effects of the struck task, its state, how often its chord's body ran."
-    lines = ["# The fault matrix", "", told, ""]
-    heads = [f"{broker}, {pool}: {kind}" for broker, pool in pools for kind in KINDS]
-    lines += ["| fault | point | " + " | ".join(heads) + " |", "|---|---|" + "---|" * len(heads)]
-    for fault in FAULTS:
-        for point in POINTS:
-            found = [rows.get(Cell(fault, point, kind, pool, broker)) for broker, pool in pools for kind in KINDS]
+    lines = ["# The fault matrix", "", told]
+    for broker, pool in sorted({(cell.broker, cell.pool) for cell in rows}):
+        lines += ["", f"## {broker}, {pool}", "", "| fault | point | " + " | ".join(KINDS) + " |"]
+        lines.append("|---|---|" + "---|" * len(KINDS))
+        for fault, point in itertools.product(FAULTS, POINTS):
+            found = [rows.get(Cell(fault, point, kind, pool, broker)) for kind in KINDS]
             if any(found):
                 lines.append(f"| {fault} | {point} | " + " | ".join(map(_shown, found)) + " |")
     return "\n".join(lines) + "\n"
