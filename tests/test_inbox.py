@@ -155,9 +155,7 @@ def test_a_sweep_deletes_what_is_past_retention_in_batches(app, inbox, engine):
     if engine.dialect.name == "postgresql":
         with engine.connect() as connection:
             connection.execute(text("SET enable_seqscan = off"))
-            plan = connection.execute(
-                text(f"EXPLAIN {inbox._statements.sweep}"), {"age_ms": 1, "batch": 9}
-            )
+            plan = connection.execute(text(f"EXPLAIN {inbox._statements.sweep}"), {"age_ms": 1, "batch": 9})
             assert "qx_inbox_at_ms" in str(plan.all())
 
 
