@@ -215,6 +215,12 @@ class LockCalls:
         args = (fence, RESERVE_MS, owner_token())
         return script_call(FREE, self._keys, args, lambda reply: word(reply) == "freed")
 
+    def free_lost(self, holder: str, owner_prefix: str) -> Call[bool]:
+        if not owner_prefix:
+            raise InvalidValueError("owner_prefix must not be empty: it says whose lock it is")
+        args = ("", RESERVE_MS, owner_token(), owner_prefix, holder_text(holder))
+        return script_call(FREE, self._keys, args, lambda reply: word(reply) == "freed")
+
     def info(self) -> Call[LockInfo]:
         def parse(reply: Any) -> LockInfo:
             if word(reply) == "free":

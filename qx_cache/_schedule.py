@@ -72,7 +72,11 @@ class Schedule:
         if first is None or first > now:
             return []
         self.lateness = now - first
-        return [item for item, due in self._due.items() if due <= now + self._interval[item] / 10]
+        taken = [item for item, due in self._due.items() if due <= now + self._interval[item] / 10]
+        for item in taken:
+            if isinstance(item, Lease):
+                item.unconfirmed()  # before the answer, which may take long: the process may have been frozen
+        return taken
 
     def answered(self, item: Item, answer: Answer, sent_at: float, now: float) -> None:
         """Read one answer; an item that was removed meanwhile is none of our business."""
@@ -82,6 +86,7 @@ class Schedule:
             pause = _WATCH_RETRY_SECONDS if isinstance(answer, StoreError) else item.pause(int(answer) / 1000)
             self._due[item], self._interval[item] = now + pause, pause
         elif isinstance(answer, StoreError):
+            item.unconfirmed()
             self._due[item] = now + item.ttl_seconds / 20
         elif answer == "renewed":
             item.renewed(sent_at)

@@ -85,6 +85,7 @@ class Lease:
         self._final: LeaseState | None = None
         self._reason = ""
         self._listeners: list[Callable[[], None]] = []
+        self._doubters: list[tuple[float, Callable[[], None]]] = []
         self.renewed(sent_at)
 
     @property
@@ -141,6 +142,23 @@ class Lease:
     def when_lost(self, listener: Callable[[], None]) -> None:
         """Call ``listener`` when the lease turns LOST, from whatever thread learns it; it must not block."""
         self._listeners.append(listener)
+
+    def when_doubtful(self, listener: Callable[[], None], after_seconds: float = 0.0) -> None:
+        """Call ``listener`` once when the lease has been DOUBTFUL for so long, as ``when_lost`` does.
+
+        It comes from who renews, before a renewal is tried and when one has failed: up to a sixth of the life
+        late.
+        """
+        self._doubters.append((after_seconds, listener))
+
+    def unconfirmed(self) -> None:
+        """Note that no renewal was confirmed yet. Called by who renews."""
+        if self.state is LeaseState.DOUBTFUL:
+            doubtful_for = self._clock() - self._valid_until
+            due = [one for one in self._doubters if one[0] <= doubtful_for]
+            for one in due:
+                self._doubters.remove(one)
+                one[1]()
 
     def end(self) -> None:
         """Note that the holder gave it back; final."""

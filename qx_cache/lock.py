@@ -174,6 +174,18 @@ class DistributedLock:
         """
         return await arun(self._client, self._calls.free(fence))
 
+    async def abandon_lost(self, *, holder: str, owner_prefix: str) -> bool:
+        """Free the lock of a process that is known to be dead; True when it held it.
+
+        Args:
+            holder: The holder that the dead process worked for.
+            owner_prefix: What its owner tokens began with.
+
+        Raises:
+            StoreError: Redis gave no usable answer; safe to repeat.
+        """
+        return await arun(self._client, self._calls.free_lost(holder, owner_prefix))
+
     @property
     def lease(self) -> Lease:
         """The handle of what is held; ``LockNotHeldError`` when nothing is."""
@@ -330,6 +342,10 @@ class SyncDistributedLock:
     def release_lock(self, fence: int) -> bool:
         """Blocking twin of ``DistributedLock.release_lock``."""
         return run(self._client, self._calls.free(fence))
+
+    def abandon_lost(self, *, holder: str, owner_prefix: str) -> bool:
+        """Blocking twin of ``DistributedLock.abandon_lost``."""
+        return run(self._client, self._calls.free_lost(holder, owner_prefix))
 
     @property
     def lease(self) -> Lease:

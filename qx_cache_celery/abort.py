@@ -28,15 +28,24 @@ _armed: "dict[int, _Arming]" = {}
 """What the signal may end: at most one on the main thread of a process."""
 
 
+_REASON = "it is held by another now, or may be"
+
+Watched = tuple[Lease, float | None]
+"""A lease, and for how many seconds it may be in doubt; None: for ever."""
+
+
 @contextmanager
-def aborted_when_lost(lease: Lease) -> Iterator[None]:
-    """Raise ``LeaseLost`` in the block when ``lease`` turns LOST; nothing of it comes after the block."""
+def aborted_when_lost(*watched: Watched) -> Iterator[None]:
+    """Raise ``LeaseLost`` in the block when one of these is lost; nothing of it comes after the block."""
     arming = _arming()
-    lease.when_lost(arming.fire)
+    for lease, doubt_limit in watched:
+        lease.when_lost(arming.fire)
+        if doubt_limit is not None:
+            lease.when_doubtful(arming.fire, doubt_limit)
     try:
         arming.arm()
-        if lease.lost:
-            raise LeaseLost("another holder came")  # before the body begins
+        if any(lease.lost for lease, _ in watched):
+            raise LeaseLost(_REASON)  # before the body begins
         yield
     finally:
         arming.disarm()
@@ -92,7 +101,7 @@ class _BySignal(_Arming):
         """On the main thread: once, and only while the body runs."""
         if self._live and self._fired:
             self._live = False
-            raise LeaseLost("another holder came")
+            raise LeaseLost(_REASON)
 
 
 class _ByThreadState(_Arming):
@@ -141,7 +150,7 @@ class _ByHub(_Arming):
     def _strike(self) -> None:
         if self._live:
             self._live = False
-            self._greenlet.throw(LeaseLost("another holder came"))
+            self._greenlet.throw(LeaseLost(_REASON))
 
 
 class _Swept(BaseException):

@@ -1,12 +1,14 @@
 """What both base classes share: the way through the guards, and what is remembered of a guarded run."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar, NoReturn, Protocol
 
 from celery import Celery, Task
 from celery.signals import task_postrun
 
 from qx_cache_celery import delivery
+from qx_cache_celery.abort import Watched, aborted_when_lost
 from qx_cache_celery.advice import Advice
 from qx_cache_celery.interrupt import TaskLease
 from qx_cache_celery.options import TaskOptions, take_options
@@ -35,6 +37,8 @@ class Run:
         """The transaction, while the body runs in one."""
         self.began = False
         """True once the body has begun: until then nothing can have been done."""
+        self.watched: list[Watched] = []
+        """What the body is ended for when it is lost."""
         self.before_retry: list[Callable[[], None]] = []
         self.after: list[Callable[[], None]] = []
 
@@ -97,8 +101,9 @@ class GuardedTask(Task):  # type: ignore[type-arg]  # generic in its stubs only
         run.request.__dict__["qx_run"] = run  # inherited by calls inside the run, which pass through
 
         def body() -> Any:
-            run.began = True
-            return super(GuardedTask, self).__call__(*args, **kwargs)
+            with aborted_when_lost(*run.watched) if run.watched else nullcontext():
+                run.began = True
+                return super(GuardedTask, self).__call__(*args, **kwargs)
 
         proceed: Proceed = body
         for guard in (self.qx_lock_guard, self.qx_record_guard):  # the record is the outer one

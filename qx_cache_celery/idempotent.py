@@ -61,6 +61,8 @@ class IdempotentTask(GuardedTask):
     - ``keep_failures``: an exception is recorded, and a later delivery fails with ``RecordedFailureError``.
     - ``on_lease_lost``: ``"abort"``: a body whose lease is lost is ended by ``LeaseLost``, which is no
       ``Exception``; ``"continue"``: it learns at ``self.lease.ensure()``, or at its end, only.
+    - ``doubt_limit``: for how long a lease may be in doubt, as no renewal is confirmed, before the body is ended
+      in the same way; None: for ever, as nothing is recorded without the lease.
     - ``tx``: the database that the body's effects are in: a SQLAlchemy ``sessionmaker`` or ``Engine``, or the
       alias of a Django database. The claim, the body's writes and the result then commit in one transaction.
     - ``lock_timeout``: how long a duplicate waits in the database for the first run's transaction before it is
@@ -91,6 +93,7 @@ class IdempotentTask(GuardedTask):
     max_interruptions: int | None = None
     keep_failures: bool | None = None
     on_lease_lost: str | None = None
+    doubt_limit: Duration | None = None
     lock_timeout: Duration | None = None
 
     @classmethod

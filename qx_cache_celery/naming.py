@@ -8,6 +8,8 @@ from qx_cache_celery.identity import KeyMaker, key_name
 
 HEADER = "idempotency_key"
 """Names the key of one call, from whatever producer; goes before the task's option of this name."""
+CONFLICT_HEADER = "qx_on_conflict"
+"""What this call does while another task holds its lock; goes before the task's option."""
 
 
 def record_name(task: Any, request: Any, args: Any, kwargs: Any) -> str:

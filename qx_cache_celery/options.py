@@ -30,6 +30,8 @@ DEFAULTS: Mapping[str, Any] = {
     "on_conflict": None,
     "tx": None,
     "lock_timeout": 5.0,
+    "min_hold": 0.0,
+    "doubt_limit": None,
 }
 _WORDS = {
     "on_store_error": ("defer", "raise", "run"),
@@ -38,8 +40,11 @@ _WORDS = {
     "on_interrupted": ("rerun", "unknown"),
     "on_lease_lost": ("abort", "continue"),
 }
-_DURATIONS = ("result_ttl", "lease_ttl", "lock_ttl", "heartbeat_interval", "lock_timeout")
+_DURATIONS = (
+    "result_ttl", "lease_ttl", "lock_ttl", "heartbeat_interval", "lock_timeout", "min_hold", "doubt_limit",
+)  # fmt: skip
 _KEYS = ("idempotency_key", "lock_key")
+_ALIASES = {"unique_on": "lock_key", "lock_expiry": "lock_ttl"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class TaskOptions:
         if name not in self._values:
             own = self.given.get(name, UNSET)
             value = app.conf.get(f"qx_cache_{name}", DEFAULTS[name]) if own is UNSET else own
-            self._values[name] = _checked(self.arguments.task_name, name, value)
+            self._values[name] = check_option(self.arguments.task_name, name, value)
         return self._values[name]
 
     def duration(self, app: Celery, name: str) -> float:
@@ -89,9 +94,10 @@ def take_options(task: type[Any]) -> TaskOptions:
     given = {name: inspect.getattr_static(task, name, UNSET) for name in (*DEFAULTS, *_KEYS)}
     given = {name: _unwrapped(value) for name, value in given.items()}
     given["tx"] = _moved_tx(task, given["tx"])
+    _take_aliases(task, given)
     for name, value in given.items():
         if value is not UNSET and name in DEFAULTS:
-            _checked(task.name, name, value)
+            check_option(task.name, name, value)
     for ttl in ("lease_ttl", "lock_ttl"):
         if given[ttl] is not UNSET and given["heartbeat_interval"] is not UNSET:
             _check_interval(task.name, given[ttl], given["heartbeat_interval"])
@@ -99,6 +105,17 @@ def take_options(task: type[Any]) -> TaskOptions:
         KeyMaker("fingerprint", given["fingerprint"], arguments)
     makers = {name: KeyMaker(name, given[name], arguments) for name in _KEYS if given[name] is not None}
     return TaskOptions(arguments, given, makers)
+
+
+def _take_aliases(task: type[Any], given: dict[str, Any]) -> None:
+    """The names that users of celery-singleton know: ``unique_on`` and ``lock_expiry``."""
+    for alias, name in _ALIASES.items():
+        value = inspect.getattr_static(task, alias, UNSET)
+        if value is UNSET:
+            continue
+        if given[name] is not UNSET:
+            raise InvalidValueError(f"task {task.name}: {alias} is another name of {name}; give one of them")
+        given[name] = [value] if alias == "unique_on" and isinstance(value, str) else value
 
 
 def _moved_tx(task: type[Any], tx: Any) -> Any:
@@ -126,7 +143,12 @@ def _unwrapped(value: Any) -> Any:
     return value.__func__ if isinstance(value, staticmethod) else value
 
 
-def _checked(task_name: str, name: str, value: Any) -> Any:
+def check_option(task_name: str, name: str, value: Any) -> Any:
+    """The value of an option, durations as seconds.
+
+    Raises:
+        InvalidValueError: Names the task, the option, the value and what would be right.
+    """
     if name in _DURATIONS:
         return _duration(task_name, name, value)
     if name == "tx" and value is not None:
@@ -151,10 +173,10 @@ def _checked(task_name: str, name: str, value: Any) -> Any:
 
 
 def _duration(task_name: str, name: str, value: Duration | None) -> float | None:
-    if value is None and name == "heartbeat_interval":
+    if value is None and name in {"heartbeat_interval", "doubt_limit"}:
         return None
     try:
-        return seconds(value, name, at_least=0.05)  # type: ignore[arg-type]  # checked in there
+        return seconds(value, name, at_least=0 if name in {"min_hold", "doubt_limit"} else 0.05)  # type: ignore[arg-type]  # checked in there
     except InvalidValueError as error:
         raise InvalidValueError(f"task {task_name}: {error}") from None
 

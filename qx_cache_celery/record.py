@@ -28,7 +28,6 @@ from qx_cache import (
     refuse,
 )
 from qx_cache_celery import delivery, report
-from qx_cache_celery.abort import aborted_when_lost
 from qx_cache_celery.guard import Proceed, Run
 from qx_cache_celery.interrupt import LeaseLost
 from qx_cache_celery.naming import fingerprint, record_name
@@ -77,6 +76,7 @@ class RecordGuard:
         self._on_in_progress = options.value(app, "on_in_progress")
         self._keep_failures = options.value(app, "keep_failures")
         self._on_lease_lost = options.value(app, "on_lease_lost")
+        self._doubt_limit = options.value(app, "doubt_limit")
         self._lease_ttl = options.duration(app, "lease_ttl")
         self._interval = options.interval(app, self._lease_ttl)
         self._policy = options.value(app, "on_store_error")
@@ -202,6 +202,8 @@ class RecordGuard:
                 raise error
         run.idempotency = Idempotency(self._key, claim.fence, claim.attempt)
         run.lease.hold(claim.lease)
+        if self._on_lease_lost == "abort":
+            run.watched.append((claim.lease, self._doubt_limit))
         run.before_retry.append(lambda: self._release(claim))
         heartbeat.add(claim.lease, self._interval)
         try:
@@ -210,17 +212,14 @@ class RecordGuard:
         finally:
             heartbeat.remove(claim.lease)
 
-    def _armed(self, claim: Claimed, proceed: Proceed) -> Any:
-        """Let the body run, to be ended when the claim is lost."""
-        if self._on_lease_lost == "continue":
-            return proceed()
-        with aborted_when_lost(claim.lease):
-            return proceed()
+    def _held(self, claim: Claimed, proceed: Proceed) -> Any:  # noqa: ARG002  # for who does more
+        """Let the run proceed with the claim."""
+        return proceed()
 
     def _proceed(self, claim: Claimed, proceed: Proceed) -> Any:
         """Let the body run; whatever leaves it decides what the record says (the table in the docs)."""
         try:
-            return self._armed(claim, proceed)
+            return self._held(claim, proceed)
         except delivery.Skip:
             self._release(claim)
             raise

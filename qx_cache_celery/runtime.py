@@ -101,8 +101,10 @@ class Runtime:
             self._inboxes[named] = Inbox(self._databases[tx], namespace(self._app), named[1])
         return self._inboxes[named]
 
-    def lock(self, name: str, *, ttl: float, holder: str, guarded: GuardedRun | None) -> SyncDistributedLock:
-        """A lock object for one run; ``ttl`` in seconds."""
+    def lock(
+        self, name: str, *, ttl: float, holder: str = "", guarded: GuardedRun | None = None, min_hold: float = 0.0
+    ) -> SyncDistributedLock:
+        """A lock object for one run; ``ttl`` and ``min_hold`` in seconds."""
         return SyncDistributedLock(
             self.client,
             name,
@@ -110,6 +112,7 @@ class Runtime:
             namespace=namespace(self._app),
             holder=holder,
             guarded=guarded,
+            min_hold_seconds=min_hold,
             owner_prefix=self.owner_prefix,
         )
 

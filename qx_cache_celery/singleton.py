@@ -1,9 +1,11 @@
 """``SingletonTask``: one run at a time."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from celery.exceptions import Reject
+from celery.result import AsyncResult
 
 from qx_cache import (
     Acquired,
@@ -11,6 +13,7 @@ from qx_cache import (
     Duration,
     GuardedRun,
     Lease,
+    LockInfo,
     LockNotHeldError,
     RunEnded,
     StoreError,
@@ -21,8 +24,9 @@ from qx_cache_celery import delivery, report
 from qx_cache_celery.guard import GuardedTask, Proceed, Run
 from qx_cache_celery.identity import KeySpec
 from qx_cache_celery.interrupt import LeaseLost
-from qx_cache_celery.naming import lock_name
-from qx_cache_celery.runtime import insist
+from qx_cache_celery.naming import CONFLICT_HEADER, lock_name
+from qx_cache_celery.options import check_option
+from qx_cache_celery.runtime import insist, runtime_of
 
 _log = logging.getLogger("qx_cache_celery.task")
 _SHORTEST_MEMORY_SECONDS = 3600.0
@@ -55,12 +59,18 @@ class LockGuard:
         self._ttl = options.duration(app, "lock_ttl")
         self._interval = options.interval(app, self._ttl)
         self._policy = options.value(app, "on_store_error")
+        self._on_lease_lost = options.value(app, "on_lease_lost")
+        doubt_limit = options.value(app, "doubt_limit")
+        self._doubt_limit = 0.0 if doubt_limit is None else doubt_limit
+        self._min_hold = options.duration(app, "min_hold")
         self._released = self._told = False
 
     def around(self, proceed: Proceed) -> Any:
         """Proceed under the lock; raise what ends any other delivery."""
         try:
-            lock = self._run.runtime.lock(self._key, ttl=self._ttl, holder=self._run.id, guarded=self._guarded())
+            lock = self._run.runtime.lock(
+                self._key, ttl=self._ttl, holder=self._run.id, guarded=self._guarded(), min_hold=self._min_hold
+            )
             attempt = lock.attempt()
         except StoreError as error:
             if self._policy == "raise":
@@ -94,7 +104,7 @@ class LockGuard:
                 insures=taken.fence,
                 remaining_seconds=taken.remaining_seconds,
             )
-        policy = options.value(self._run.task.app, "on_conflict")
+        policy = delivery.header(request, CONFLICT_HEADER) or options.value(self._run.task.app, "on_conflict")
         policy = policy or ("defer" if delivery.dispatches(request) else "skip")
         if policy == "raise":
             return AlreadyRunningError(self._key, taken.holder)
@@ -107,6 +117,8 @@ class LockGuard:
     def _work(self, lock: SyncDistributedLock, proceed: Proceed) -> Any:
         run, lease, heartbeat = self._run, lock.lease, self._run.runtime.heartbeat
         run.lease.hold(lease)
+        if self._on_lease_lost == "abort":
+            run.watched.append((lease, self._doubt_limit))
         run.before_retry.append(lambda: self._release(lock, lease, ended=True))
         heartbeat.add(lease, self._interval)
         ended = True
@@ -114,6 +126,8 @@ class LockGuard:
             return proceed()
         except LeaseLost as error:
             ended = False
+            if lease.valid():  # it is the record's claim that was lost
+                raise
             self._tell(lease, error)
             raise delivery.Deferral("its lock was lost", self._subject, insures=lease.fence) from error
         except Reject as reject:
@@ -158,10 +172,17 @@ class SingletonTask(GuardedTask):
     Class attributes, each also app-wide as ``qx_cache_<name>`` (but the key), durations in seconds or as
     ``timedelta``:
 
-    - ``lock_key``: a template, a list of argument names (``[]``: the task's name alone) or a callable; None: the
-      task's name and all arguments.
-    - ``lock_ttl``: life of the lock without a heartbeat; ``heartbeat_interval``: time between renewals.
-    - ``on_conflict``: ``"skip"``, ``"defer"`` or ``"raise"``.
+    - ``lock_key`` (or ``unique_on``): a template, a list of argument names (``[]``: the task's name alone) or a
+      callable; None: the task's name and all arguments.
+    - ``lock_ttl`` (or ``lock_expiry``): life of the lock without a heartbeat; ``heartbeat_interval``: time between
+      renewals.
+    - ``min_hold``: the shortest time from the start of a run to the start of the next: against two schedulers
+      that publish the same tick.
+    - ``on_lease_lost``: ``"abort"``: a body whose lock is lost is ended by ``LeaseLost``, which is no
+      ``Exception``; ``"continue"``: it learns at ``self.lease.ensure()``, or at its end, only.
+    - ``doubt_limit``: for how long the lock may be in doubt, as no renewal is confirmed, before the body is ended
+      in the same way; 0 by default.
+    - ``on_conflict``: ``"skip"``, ``"defer"`` or ``"raise"``; ``apply_async(…, on_conflict=…)`` goes before it.
     - ``on_store_error``: ``"defer"``, ``"raise"`` or ``"run"``.
 
     Example:
@@ -177,5 +198,51 @@ class SingletonTask(GuardedTask):
     lock_key: KeySpec = None
     lock_ttl: Duration | None = None
     heartbeat_interval: Duration | None = None
+    min_hold: Duration | None = None
+    on_lease_lost: str | None = None
+    doubt_limit: Duration | None = None
     on_conflict: str | None = None
     on_store_error: str | None = None
+
+    def apply_async(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        *more: Any,
+        on_conflict: str | None = None,
+        **options: Any,
+    ) -> "AsyncResult[Any]":
+        """As ``celery.Task.apply_async``; ``on_conflict`` goes before the task's own.
+
+        Raises:
+            InvalidValueError: It is none of the words; nothing was published.
+        """
+        if on_conflict is not None:
+            check_option(self.name, "on_conflict", on_conflict)
+            options["headers"] = {**(options.get("headers") or {}), CONFLICT_HEADER: on_conflict}
+        return super().apply_async(args, kwargs, *more, **options)  # type: ignore[arg-type]
+
+    def lock_info(self, *args: Any, **kwargs: Any) -> LockInfo:
+        """Who holds the lock that a call with these arguments needs: task id, since when, fence, waiters.
+
+        Raises:
+            StoreError: Redis gave no usable answer.
+        """
+        return self._lock(args, kwargs).info()
+
+    def release_lock(self, *args: Any, fence: int, **kwargs: Any) -> bool:
+        """Free a lock whose holder is known to be gone; were it alive, it would learn that its lock is lost.
+
+        Args:
+            args: As for the task.
+            fence: Of the run that is meant, as ``lock_info`` shows it.
+            kwargs: As for the task.
+
+        Returns:
+            False when nobody holds it under that fence; nothing was changed.
+        """
+        return self._lock(args, kwargs).release_lock(fence)
+
+    def _lock(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncDistributedLock:
+        ttl = self.qx_options.duration(self.app, "lock_ttl")
+        return runtime_of(self.app).lock(lock_name(self, args, kwargs), ttl=ttl)

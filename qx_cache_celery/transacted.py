@@ -115,8 +115,8 @@ class TransactionGuard(RecordGuard):
             raise delivery.Deferral("its run was interrupted, and Redis is away", self._subject)
         return self._replay_row(ended, fence=ended.fence)
 
-    def _armed(self, claim: Claimed, proceed: Proceed) -> Any:
-        return self._transacted(entry_of(claim), lambda: super(TransactionGuard, self)._armed(claim, proceed))
+    def _held(self, claim: Claimed, proceed: Proceed) -> Any:
+        return self._transacted(entry_of(claim), proceed)
 
     def _complete(self, claim: Claimed, result: Committed | Row) -> Any:
         if isinstance(result, Row):

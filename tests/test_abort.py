@@ -37,7 +37,7 @@ def race(times):
             step = dice.uniform(0, 4e-6)
             try:
                 try:
-                    with aborted_when_lost(held):
+                    with aborted_when_lost((held, None)):
                         while time.perf_counter() < end:
                             pass
                     early += step
@@ -142,7 +142,7 @@ def ended(held, body):
     """True when the block was ended by the loss, False when it was not; anything else is astray."""
     try:
         try:
-            with aborted_when_lost(held):
+            with aborted_when_lost((held, None)):
                 body()
         except LeaseLost:
             return True
@@ -208,7 +208,7 @@ def test_whichever_comes_between_two_steps_of_the_other(place, interleave):
 def test_a_sleep_on_the_main_thread_is_ended():
     held, began = lease(), time.monotonic()
     threading.Timer(0.1, held.lose, ("a test",)).start()
-    with pytest.raises(LeaseLost), aborted_when_lost(held):
+    with pytest.raises(LeaseLost), aborted_when_lost((held, None)):
         time.sleep(20)
     assert time.monotonic() - began < 5
 
@@ -218,7 +218,7 @@ def test_a_handler_of_the_programs_own_stays_and_a_loop_is_ended_all_the_same():
     signal.signal(ABORT_SIGNAL, lambda *_: struck.append(1))
     held, until = lease(), time.monotonic() + 20
     threading.Timer(0.1, held.lose, ("a test",)).start()
-    with pytest.raises(LeaseLost), aborted_when_lost(held):
+    with pytest.raises(LeaseLost), aborted_when_lost((held, None)):
         spin(until)
     signal.raise_signal(ABORT_SIGNAL)
     assert [1] == struck
@@ -228,6 +228,6 @@ def test_a_lease_that_is_lost_already_does_not_begin():
     held = lease()
     held.lose("a test")
     began = []
-    with pytest.raises(LeaseLost), aborted_when_lost(held):
+    with pytest.raises(LeaseLost), aborted_when_lost((held, None)):
         began.append(1)
     assert [] == began

@@ -99,6 +99,22 @@ def single(self, order, **how):
     return work(self, order, **how)
 
 
+@app.task(base=SingletonTask, bind=True, unique_on=[], lock_expiry=60, acks_late=True, reject_on_worker_lost=True)
+def lasting(self, order="l", **how):
+    """Its lock would outlive any test."""
+    return work(self, order, **how)
+
+
+@app.task(base=SingletonTask, bind=True, lock_key=[], min_hold=3)
+def seldom(self, order="s", **how):
+    return work(self, order, **how)
+
+
+@app.task(base=SingletonTask, bind=True, lock_key=[], lock_ttl=1.5)
+def losing_lock(self, order):
+    return ends_badly(self, order, sleeps)
+
+
 @app.task(base=Both, bind=True, lock_key="{order}")
 def both(self, order, **how):
     return work(self, order, **how)
