@@ -1,6 +1,5 @@
 """Real worker processes on a server of their own."""
 
-import gc
 import importlib
 import json
 import os
@@ -101,7 +100,6 @@ class Shop:
 
     def stop(self):
         """End the workers; safe to repeat."""
-        gc.collect()  # results of the test, in whatever cycles: their end asks a server that lives
         for worker in self.workers:
             if worker.poll() is None:
                 for number in (signal.SIGCONT, signal.SIGKILL):
@@ -109,7 +107,9 @@ class Shop:
             worker.wait()
         self.workers.clear()
         self.tasks.app.close()
-        self.tasks.app.backend.result_consumer.stop()
+        consumer = self.tasks.app.backend.result_consumer
+        consumer.stop()
+        consumer._pubsub = None  # a result that is collected later would look for the server in vain
         self.redis.close()
         self._forget_modules()
 
