@@ -134,6 +134,11 @@ def namespace(app: Celery) -> str:
     return str(app.conf.get("qx_cache_namespace") or app.main or "qx")
 
 
+def beat_lock_ttl(app: Celery) -> float:
+    """``qx_cache_beat_lock_ttl``: for how long a beat leads without a heartbeat, in seconds; 10 by default."""
+    return float(seconds(app.conf.get("qx_cache_beat_lock_ttl", 10.0), "qx_cache_beat_lock_ttl", at_least=0.5))
+
+
 def owner_host() -> str:
     """What tells the processes of one machine from those of another."""
     return os.uname().nodename

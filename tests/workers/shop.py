@@ -308,6 +308,12 @@ def quiet(self, order):
     note("start", order=order, id=self.request.id)
 
 
+@app.task(bind=True)
+def ticked(self):
+    """Of a schedule; nothing keeps it from running twice but its tick's id."""
+    note("tick", id=self.request.id, tick=self.request.headers["qx_tick"])
+
+
 @app.task
 def failed(request, error, trace):
     note("failed", id=request.id, error=type(error).__name__)
