@@ -131,7 +131,8 @@ class Leading:
 
     def apply_entry(self, entry: Any, producer: Any = None) -> None:
         """Dispatch, in the leader; in a standby nothing: the schedule goes on without."""
-        if self._election is None or self._election.lease is None:
+        lease = self._election.lease if self._election is not None else None
+        if lease is None or not lease.valid():
             return
         super().apply_entry(entry, producer=producer)  # type: ignore[misc]  # the scheduler's
 

@@ -8,6 +8,8 @@ import pytest
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+TRANSACTIONS = (Path(__file__).parent.parent / "docs" / "transactions.md").read_text()
+HOW_TO = re.findall(r"```python\n(.*?)```", TRANSACTIONS, re.DOTALL)
 
 
 async def run(code, names):
@@ -55,3 +57,40 @@ def test_the_celery_example_defines_its_tasks():
 @pytest.mark.parametrize("command", ["make demo", "make test"])
 def test_the_two_commands_are_on_the_first_screen(command):
     assert command in "\n".join(README.splitlines()[:45])
+
+
+def test_the_how_to_of_tx_charges_once_where_it_is_called(tmp_path):
+    from celery import Celery
+    from sqlalchemy import create_engine, func, select
+    from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
+
+    from qx_cache_celery import IdempotentTask
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Payment(Base):
+        __tablename__ = "payments"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        order_id: Mapped[int]
+        amount: Mapped[int]
+
+    engine = create_engine(f"sqlite:///{tmp_path}/shop.db")
+    Base.metadata.create_all(engine)
+    app = Celery("how-to", broker="memory://", set_as_current=False)
+    Session = sessionmaker(engine)  # noqa: N806  # as the page has it
+    names = {
+        "app": app,
+        "Session": Session,
+        "Payment": Payment,
+        "IdempotentTask": IdempotentTask,
+        "engine": engine,
+    }
+    after, tables = [block for block in HOW_TO if "tx=Session" in block or "create_inbox(engine)" in block]
+    exec(tables, names)  # noqa: S102  # our own text
+    exec(after.replace("@app.task(", "@app.task(shared=False, "), names)  # noqa: S102  # our own text
+    names["capture"](1, 5)
+    with Session() as session:
+        assert 1 == session.scalar(select(func.count()).select_from(Payment))
+    engine.dispose()
+    app.close()
