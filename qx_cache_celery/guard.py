@@ -80,6 +80,8 @@ class GuardedTask(Task):  # type: ignore[type-arg]  # generic in its stubs only
     Request = "qx_cache_celery.steps:GuardedRequest"
 
     qx_options: ClassVar[TaskOptions]
+    qx_tx: ClassVar[Any] = None
+    """The option ``tx``, as the class has it."""
     qx_record_guard: ClassVar[Any] = None
     """What makes the guard of a run that is to be recorded: ``Callable[[Run], Guard]``."""
     qx_lock_guard: ClassVar[Any] = None

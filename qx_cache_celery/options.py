@@ -121,7 +121,7 @@ def _take_aliases(task: type[Any], given: dict[str, Any]) -> None:
 def _moved_tx(task: type[Any], tx: Any) -> Any:
     """The option, off the class: there ``self.tx`` is the property that gives the transaction."""
     if isinstance(tx, property):
-        return task.__dict__.get("qx_tx", UNSET)
+        return getattr(task, "qx_tx", UNSET)
     task.qx_tx = tx
     for parent in task.__mro__[1:]:
         if isinstance(parent.__dict__.get("tx"), property):
