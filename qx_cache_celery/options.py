@@ -45,6 +45,11 @@ _DURATIONS = (
 )  # fmt: skip
 _KEYS = ("idempotency_key", "lock_key")
 _ALIASES = {"unique_on": "lock_key", "lock_expiry": "lock_ttl"}
+_RECORD_OPTIONS = (
+    "idempotency_key", "fingerprint", "result_ttl", "lease_ttl", "on_in_progress", "on_interrupted",
+    "max_interruptions", "keep_failures", "tx", "lock_timeout",
+)  # fmt: skip
+_LOCK_OPTIONS = ("lock_key", "lock_ttl", "on_conflict", "min_hold")
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ def take_options(task: type[Any]) -> TaskOptions:
     given = {name: _unwrapped(value) for name, value in given.items()}
     given["tx"] = _moved_tx(task, given["tx"])
     _take_aliases(task, given)
+    _check_bases(task, given)
     for name, value in given.items():
         if value is not UNSET and name in DEFAULTS:
             check_option(task.name, name, value)
@@ -116,6 +122,21 @@ def _take_aliases(task: type[Any], given: dict[str, Any]) -> None:
         if given[name] is not UNSET:
             raise InvalidValueError(f"task {task.name}: {alias} is another name of {name}; give one of them")
         given[name] = [value] if alias == "unique_on" and isinstance(value, str) else value
+
+
+def _check_bases(task: type[Any], given: Mapping[str, Any]) -> None:
+    """Refuse an option that the task's base classes know nothing of: it would be left out in silence."""
+    bases = (
+        ("IdempotentTask", task.qx_record_guard, _RECORD_OPTIONS),
+        ("SingletonTask", task.qx_lock_guard, _LOCK_OPTIONS),
+    )
+    for base, guard, names in bases:
+        for name in names:
+            if guard is None and given[name] is not UNSET:
+                raise InvalidValueError(
+                    f"task {task.name}: {name} is an option of {base}, which this task is not; add that base "
+                    f"class, or leave {name} out"
+                )
 
 
 def _moved_tx(task: type[Any], tx: Any) -> Any:

@@ -66,6 +66,21 @@ def test_an_option_that_cannot_be_right_is_refused_at_definition_with_the_tasks_
         define(app, **options)
 
 
+@pytest.mark.parametrize(
+    ("base", "options", "words"),
+    [
+        (SingletonTask, {"idempotency_key": "{order_id}"}, "idempotency_key is an option of IdempotentTask"),
+        (SingletonTask, {"tx": "default"}, "tx is an option of IdempotentTask"),
+        (IdempotentTask, {"lock_key": []}, "lock_key is an option of SingletonTask"),
+        (IdempotentTask, {"unique_on": ["order_id"]}, "lock_key is an option of SingletonTask"),
+        (SingletonTask, {"lock_key": [], "unique_on": []}, "unique_on is another name of lock_key"),
+    ],
+)
+def test_options_that_make_no_sense_together_are_refused_with_a_sentence(app, base, options, words):
+    with pytest.raises(InvalidValueError, match=words):
+        define(app, base, **options)
+
+
 def test_late_acks_are_forced_for_idempotent_tasks_and_left_alone_for_singletons(app):
     task = define(app, acks_late=False)
     assert (True, True) == (task.acks_late, task.reject_on_worker_lost)

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from celery import _state
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -46,7 +47,13 @@ async def test_the_usage_of_the_redis_layer_runs_as_it_stands(qx_redis_url):
     await made["redis"].aclose()
 
 
-def test_the_celery_example_defines_its_tasks():
+@pytest.fixture
+def alone(monkeypatch):
+    """The tasks of the test are not shared with the apps of later ones."""
+    monkeypatch.setattr(_state, "_on_app_finalizers", set())
+
+
+def test_the_celery_example_defines_its_tasks(alone):
     names = {"charge": lambda order_id, amount: (order_id, amount)}
     exec(BLOCKS[0], names)  # noqa: S102  # our own text
     assert (1, 2) == names["capture"](1, 2)
