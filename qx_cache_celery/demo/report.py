@@ -15,7 +15,7 @@ def numbers(scenario: Scenario, seconds: float) -> dict[str, Any]:
     return {
         "seconds": round(seconds, 1),
         **{side: _side(scenario, side) for side in SIDES},
-        "window": {side: counted(scenario.shop, side).get(scenario.target("window"), 0) for side in SIDES}
+        "window": {side: counted(scenario.folder, side).get(scenario.target("window"), 0) for side in SIDES}
         | {"note": WINDOW_NOTE},
         "singleton": {side: _reports(scenario.ledger, side) for side in SIDES},
         "unfinished": scenario.missing,
@@ -55,7 +55,7 @@ def table(told: dict[str, Any]) -> Any:
 
 
 def _side(scenario: Scenario, side: str) -> dict[str, Any]:
-    ledger, charged = scenario.ledger, counted(scenario.shop, side)
+    ledger, charged = scenario.ledger, counted(scenario.folder, side)
     return {
         "published": _events(ledger, "published", side),
         "effects": sum(charged.values()),

@@ -46,8 +46,9 @@ class Scenario:
         self.twice = [order.order_id for order in chosen[len(POINTS) :]]
         self.ledger = Ledger(folder / "ledger.sqlite")
         self.ledger.create()
-        self.shop = open_charges(folder)
-        create(self.shop)
+        shop = open_charges(folder)
+        create(shop)
+        shop.dispose()
         self.missing: list[str] = []
 
     def target(self, point: str) -> str:
@@ -134,7 +135,7 @@ class Scenario:
     def _taken_over(self, side: str, order_id: str) -> bool:
         """True when another worker has charged the order, or waits in the database for the frozen run's row."""
         taken = "SELECT count(*) FROM events WHERE side=? AND order_id=? AND kind='taken_over'"
-        return order_id in counted(self.shop, side) or self.ledger.rows(taken, side, order_id)[0][0] > 0
+        return order_id in counted(self.folder, side) or self.ledger.rows(taken, side, order_id)[0][0] > 0
 
     def _go(self, point: str, side: str) -> None:
         (self.folder / f"go {point} {side}").touch()
@@ -165,4 +166,4 @@ class Scenario:
         waiting = [*broker.lrange("celery", 0, -1), *broker.hvals("unacked")]
         if any(b"capture" in message for message in waiting):
             return False
-        return order_ids <= set(counted(self.shop, side))
+        return order_ids <= set(counted(self.folder, side))
