@@ -90,10 +90,11 @@ class TransactionGuard(RecordGuard):
                 seen = Interrupted(self._key, outcome.fence, row.attempt, row.holder)
                 return self._interrupted(seen, proceed)
             case _:
-                if row.state == "done" and not isinstance(outcome, Done):
-                    self._store.resolve(self._key, self._result(row), fence=outcome.fence)
+                told = self._told(row)
+                if isinstance(told, Done) and not isinstance(outcome, Done):
+                    self._store.resolve(self._key, told.result, fence=outcome.fence)
                 finalised = isinstance(outcome, Done) and outcome.finalised
-                return self._replay_row(row, fence=outcome.fence, finalised=finalised)
+                return self._replay_row(row, told, fence=outcome.fence, finalised=finalised)
 
     def _without_store(self, error: StoreError, proceed: Proceed) -> Any:
         report.degraded(self._subject, error)
@@ -113,7 +114,7 @@ class TransactionGuard(RecordGuard):
         self._check_request(ended, entry)
         if ended.interrupted:
             raise delivery.Deferral("its run was interrupted, and Redis is away", self._subject)
-        return self._replay_row(ended, fence=ended.fence)
+        return self._replay_row(ended, self._told(ended), fence=ended.fence)
 
     def _held(self, claim: Claimed, proceed: Proceed) -> Any:
         return self._transacted(entry_of(claim), proceed)
@@ -139,12 +140,12 @@ class TransactionGuard(RecordGuard):
         if row.interrupted:
             self._abandon(claim)
             return self._interrupted(Interrupted(self._key, claim.fence, row.attempt, row.holder), self._body)
-        if row.state == "failed":
+        told = self._told(row)
+        if isinstance(told, Done):
+            self._store_result(claim, told.result, kept=told.kept, finalised=False)
+        else:
             self._release(claim)
-            return self._replay_row(row, fence=claim.fence)
-        kept = row.result is not None
-        self._store_result(claim, self._result(row), kept=kept, finalised=False)
-        return self._replay_row(row, fence=claim.fence)
+        return self._replay_row(row, told, fence=claim.fence)
 
     def _fail(self, claim: Claimed, error: Exception) -> None:
         kind = f"{type(error).__module__}.{type(error).__qualname__}"
@@ -267,9 +268,11 @@ class TransactionGuard(RecordGuard):
             reason = f"its children could not be published: {error}"
             raise delivery.Deferral(reason, self._subject, insures=fence) from error
 
-    def _replay_row(self, row: Row, *, fence: int, finalised: bool = False) -> Any:
-        """Replay the row, or raise the failure in it; ``fence`` and ``finalised`` are the record's in Redis."""
-        told = outcome_of(row, self._key, self._codec)
+    def _told(self, row: Row) -> Done | Failed | Interrupted:
+        return outcome_of(row, self._key, self._codec)
+
+    def _replay_row(self, row: Row, told: Outcome, *, fence: int, finalised: bool = False) -> Any:
+        """Replay what a row told, or raise its failure; ``fence`` and ``finalised`` are the record's in Redis."""
         if not isinstance(told, Done):
             refuse(told)
         self._publish(row.fence, row.staged)
@@ -279,6 +282,3 @@ class TransactionGuard(RecordGuard):
         said = "-" not in {row.fingerprint, entry.fingerprint}
         if said and row.holder != entry.holder and row.fingerprint != entry.fingerprint:
             raise IdempotencyMismatchError(self._key, row.fingerprint, entry.fingerprint)
-
-    def _result(self, row: Row) -> Any:
-        return None if row.result is None else self._codec.decode(row.result)
