@@ -4,7 +4,7 @@ Async first; each ``Sync…`` class is the blocking twin of the class it is name
 reads no environment and opens no connection.
 """
 
-from qx_cache._locks import Acquired, Attempt, GuardedRun, LockInfo, RunEnded, Taken
+from qx_cache._locks import Acquired, Attempt, GuardedRun, LockInfo, RunEnded, Superseded, Taken
 from qx_cache._schedule import interval_for
 from qx_cache.cache import Cache, SyncCache
 from qx_cache.client import create_client, create_sync_client
@@ -53,10 +53,12 @@ from qx_cache.outcomes import (
     refuse,
 )
 from qx_cache.preflight import Finding, diagnose, diagnose_sync
+from qx_cache.publishing import AlreadyPublished, Publishing, SyncPublishing
 from qx_cache.settings import CacheSettings
 
 __all__ = [
     "Acquired",
+    "AlreadyPublished",
     "AsyncHeartbeat",
     "Attempt",
     "Cache",
@@ -95,6 +97,7 @@ __all__ = [
     "LockTimeoutError",
     "Mismatch",
     "Outcome",
+    "Publishing",
     "RecordInfo",
     "RecordedFailureError",
     "RepeatedlyInterruptedError",
@@ -105,9 +108,11 @@ __all__ = [
     "StoreError",
     "StoreRefusedError",
     "StoreUnavailableError",
+    "Superseded",
     "SyncCache",
     "SyncDistributedLock",
     "SyncIdempotencyStore",
+    "SyncPublishing",
     "Taken",
     "WrongClientError",
     "create_client",

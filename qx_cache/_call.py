@@ -67,6 +67,11 @@ def script_call(script: Script, keys: Sequence[bytes], args: Sequence[Arg], pars
     return Call(script.name, ("EVALSHA", script.sha, len(keys), *keys, *args), script, parse)
 
 
+def timeout_text(seconds: float) -> str:
+    """The timeout of a blocking command; never 0, which would be for ever."""
+    return f"{max(seconds, 0.001):.3f}"
+
+
 def command(parse: Callable[[Any], T], *words: Arg, binary: bool = True) -> Call[T]:
     """A plain command."""
     return Call(str(words[0]), words, None, parse, binary)

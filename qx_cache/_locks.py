@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import unquote
 
-from qx_cache._call import Arg, Call, Script, command, script_call, text, word
+from qx_cache._call import Arg, Call, Script, command, script_call, text, timeout_text, word
 from qx_cache._schedule import Watch
 from qx_cache.durations import Duration, milliseconds, seconds
 from qx_cache.errors import InvalidValueError, LockInUseError, LockNotHeldError, LockTimeoutError
@@ -13,6 +13,7 @@ from qx_cache.lease import Lease, Renewal, boottime
 
 ACQUIRE, RELEASE, RENEW = Script("lock_acquire"), Script("lock_release"), Script("lock_renew")
 WATCH, LEAVE, FREE, INFO = Script("lock_watch"), Script("lock_leave"), Script("lock_free"), Script("lock_info")
+END = Script("lock_end")
 RESERVE_MS = 1000
 """How long a released lock is kept for who waits longest; that one may have died meanwhile."""
 WAIT_MS = 12_000
@@ -45,7 +46,17 @@ class RunEnded:
     retries: int
 
 
-Attempt = Acquired | Taken | RunEnded
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """Newer work was published under the lock's name (only where a ``GuardedRun`` has a number)."""
+
+    holder: str
+    """Who holds the lock, or did last."""
+    latest: int
+    """The highest number that was published."""
+
+
+Attempt = Acquired | Taken | RunEnded | Superseded
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +67,19 @@ class GuardedRun:
         id: Task id.
         retries: Which attempt of the task this is.
         redelivery: This may be a second delivery.
-        remember_seconds: How long the end is remembered.
+        remember_seconds: How long the end is remembered; 0: not at all, as something else does.
+        number: What ``Publishing.next_number`` gave when it was published; 0: nothing.
+        queued: It was claimed when it was published (``Publishing.claim``); its acquire ends that claim.
+        refusal_ends: It is over when another holds the lock, and so is its claim.
     """
 
     id: str
     retries: int
     redelivery: bool
     remember_seconds: float
+    number: int = 0
+    queued: bool = False
+    refusal_ends: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +97,8 @@ class LockInfo:
     """How long it lives without a renewal."""
     waiters: int = 0
     """How many wait for it; one that was killed is counted for some seconds more."""
+    queued: str = ""
+    """Id of work that was published under its name and has not begun (``Publishing``)."""
 
 
 class LockCalls:
@@ -105,6 +124,7 @@ class LockCalls:
         self.ttl_seconds = seconds(ttl_seconds, "ttl_seconds", at_least=0.05)
         self.key = keys.lock(name)
         self._keys = (self.key, keys.fence(name), keys.waiting(name), keys.baton(name))
+        self._queued = keys.queued(name)
         self._ended = (keys.ended(name, guarded.id),) if guarded else ()
         self._guarded = guarded
         self._reserve_ms = RESERVE_MS if fair else 0
@@ -144,15 +164,21 @@ class LockCalls:
                 return Acquired(self._lease)
             if word(reply) == "taken":
                 return Taken(text(reply[3]), max(0, int(reply[1])) / 1000, int(reply[2]))
+            if word(reply) == "superseded":
+                return Superseded(text(reply[2]), int(reply[1]))
             return RunEnded(int(reply[1]))
 
         holder = self._holder or default_holder(token)
         args: tuple[Arg, ...] = (token, self._ttl_ms, holder, self._memory_ms)
         if waiting or self._guarded:
             args = (*args, WAIT_MS if waiting else "", grant)
-        if self._guarded:
-            args = (*args, self._guarded.retries, int(self._guarded.redelivery))
-        return script_call(ACQUIRE, (*self._keys, *self._ended), args, parse)
+        run, keys = self._guarded, (*self._keys, *self._ended)
+        if run:
+            args = (*args, run.retries, int(run.redelivery and run.remember_seconds > 0))
+        if run and (run.number or run.queued):
+            args = (*args, run.number or "", int(run.refusal_ends))
+            keys = (*keys, self._queued) if run.queued else keys
+        return script_call(ACQUIRE, keys, args, parse)
 
     def baton(self, block_seconds: float) -> Call[str]:
         """Wait for who releases the lock; the grant, or nothing when the time is over."""
@@ -160,7 +186,7 @@ class LockCalls:
         def parse(reply: Any) -> str:
             return text(reply[1]) if reply else ""
 
-        return command(parse, "BLPOP", self._keys[3], f"{block_seconds:.3f}")
+        return command(parse, "BLPOP", self._keys[3], timeout_text(block_seconds))
 
     def watch(self) -> Watch:
         lock, _, waiting, baton = self._keys
@@ -170,15 +196,21 @@ class LockCalls:
         """Note that an acquire came to nothing."""
         self._token, self._lease = "", None
 
+    def drop(self) -> None:
+        """Note that nobody will try again to give back what is held: it is left to lapse."""
+        if self._lease is not None:
+            self._lease.end()
+        self.forget()
+
     def leave(self) -> Call[None]:
         """End an acquire that came to nothing; whatever it was given goes to the next."""
         token = self._token
         self.forget()
         return script_call(LEAVE, self._keys, (token, RESERVE_MS, self._memory_ms), lambda _: None)
 
-    def release(self, *, ended: bool) -> Call[None]:
+    def release(self, *, ended: bool, told: bool = True) -> Call[None]:
         lease, token = self.held(), self._token
-        remembered = self._guarded if ended else None
+        remembered = self._guarded if ended and self._guarded and self._guarded.remember_seconds else None
 
         def parse(reply: Any) -> None:
             self.forget()
@@ -194,8 +226,14 @@ class LockCalls:
         if self._min_hold_ms or remembered:
             args = (*args, self._min_hold_ms)
         if remembered:
-            args = (*args, remembered.retries, milliseconds(remembered.remember_seconds))
+            args = (*args, remembered.retries, milliseconds(remembered.remember_seconds), *(() if told else (1,)))
         return script_call(RELEASE, keys, args, parse)
+
+    def end(self) -> Call[None]:
+        run = self._guarded
+        if run is None or not run.remember_seconds:
+            raise InvalidValueError(f"the lock {self.name!r} has no guarded run whose end it is to remember")
+        return script_call(END, self._ended, (run.retries, milliseconds(run.remember_seconds)), lambda _: None)
 
     def extend(self, ttl_seconds: Duration | None) -> Call[None]:
         lease, sent_at = self.held(), boottime()
@@ -223,13 +261,14 @@ class LockCalls:
 
     def info(self) -> Call[LockInfo]:
         def parse(reply: Any) -> LockInfo:
+            waiters, queued = int(reply[1]), unquote(text(reply[2]))
             if word(reply) == "free":
-                return LockInfo("free", waiters=int(reply[1]))
+                return LockInfo("free", waiters=waiters, queued=queued)
             state: Any = word(reply)
-            remaining, fence = max(0, int(reply[2])) / 1000, int(reply[3])
-            return LockInfo(state, unquote(text(reply[4])), fence, fence / 1e6, remaining, int(reply[1]))
+            remaining, fence = max(0, int(reply[3])) / 1000, int(reply[4])
+            return LockInfo(state, unquote(text(reply[5])), fence, fence / 1e6, remaining, waiters, queued)
 
-        return script_call(INFO, self._keys[:3], (), parse)
+        return script_call(INFO, (*self._keys[:3], self._queued), (), parse)
 
     def held(self) -> Lease:
         """The lease.
@@ -253,3 +292,5 @@ def settled(name: str, wait_seconds: float, outcome: Attempt) -> Lease:
             raise LockTimeoutError(name, wait_seconds, outcome.holder)
         case RunEnded():
             raise InvalidValueError(f"the run under the lock {name!r} has ended before; it is not run again")
+        case Superseded():
+            raise InvalidValueError(f"newer work was published under the lock {name!r}; this one is not run")

@@ -10,7 +10,7 @@ import redis.asyncio
 from redis import exceptions
 
 from qx_cache._call import Call
-from qx_cache._run import RAW, AsyncClient, SyncClient, translated
+from qx_cache._run import FAILURES, RAW, AsyncClient, SyncClient, translated
 from qx_cache.errors import StoreError
 
 _ASTRAY = (  # replies after which a client of a cluster finds another node
@@ -39,7 +39,7 @@ async def arun_many(client: AsyncClient, calls: Sequence[Call[Any]]) -> list[Any
     """Asyncio twin of ``run_many``."""
     if not isinstance(client, redis.asyncio.RedisCluster):
         return _answers(client, calls, await _apipelined(client, calls))
-    with suppress(exceptions.RedisError, OSError):
+    with suppress(*FAILURES):
         await client.initialize()
     shares = _by_node(client, calls)
     found = await asyncio.gather(*(_apipelined(client, [calls[i] for i in places]) for places in shares))
@@ -69,7 +69,7 @@ def _sent(client: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         for words in commands:
             pipeline.execute_command(*words, **RAW)
         return list(pipeline.execute(raise_on_error=False))
-    except (exceptions.RedisError, OSError) as error:
+    except FAILURES as error:
         return [error] * len(commands)
 
 
@@ -79,7 +79,7 @@ async def _asent(client: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         for words in commands:
             pipeline.execute_command(*words, **RAW)
         return list(await pipeline.execute(raise_on_error=False))
-    except (exceptions.RedisError, OSError) as error:
+    except FAILURES as error:
         return [error] * len(commands)
 
 
@@ -94,7 +94,7 @@ def _by_node(client: Any, calls: Sequence[Call[Any]]) -> list[list[int]]:
     for i, call in enumerate(calls):
         try:
             name = client.get_node_from_key(call.key).name
-        except exceptions.RedisError:  # no node is known for its slot
+        except FAILURES:  # no node is known for its slot
             name = ""
         shares.setdefault(name, []).append(i)
     return list(shares.values())
@@ -105,7 +105,7 @@ def _pipelined_to_node(client: Any, calls: Sequence[Call[Any]]) -> list[Any]:
     try:
         node = client.get_redis_connection(client.get_node_from_key(calls[0].key))
         replies = _pipelined(node, calls)
-    except exceptions.RedisError as error:
+    except FAILURES as error:
         replies = [error] * len(calls)
     astray = [i for i, reply in enumerate(replies) if isinstance(reply, _ASTRAY)]
     if astray and isinstance(replies[astray[0]], exceptions.ConnectionError | exceptions.TimeoutError):
@@ -120,7 +120,7 @@ def _alone(client: Any, call: Call[Any]) -> Any:
             return client.execute_command(*call.first, **RAW)
         except exceptions.NoScriptError:
             return client.execute_command(*call.again, **RAW)
-    except (exceptions.RedisError, OSError) as error:
+    except FAILURES as error:
         return error
 
 

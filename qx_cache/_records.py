@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote
 
-from qx_cache._call import Arg, Call, Script, command, script_call, text, word
+from qx_cache._call import Arg, Call, Script, command, script_call, text, timeout_text, word
 from qx_cache.codecs import Codec, packed, unpacked
 from qx_cache.durations import Duration, milliseconds, patience, seconds
 from qx_cache.errors import (
@@ -42,6 +43,8 @@ MAX_RESULT_BYTES = 1 << 20
 SCAN_KEYS = 200
 STATES = ("running", "lapsed", "done", "failed", "ended", "unknown")
 _HEADER_WORDS = 10
+_LONGEST_MESSAGE = 10_000
+"""Characters of a failure's message that are kept."""
 
 
 class Wait:
@@ -175,9 +178,10 @@ class Records:
         return call, flag != "n"
 
     def fail(self, claim: Claimed, error: BaseException, ttl: Duration | None) -> Call[None]:
-        kind = f"{type(error).__module__}.{type(error).__qualname__}"
-        body = json.dumps({"type": kind, "message": str(error)}).encode()
-        return self.finish(claim, "failed", body, ttl=ttl)
+        return self.finish(claim, "failed", _told(error), ttl=ttl)
+
+    def release(self, claim: Claimed, failure: BaseException | None) -> Call[None]:
+        return self.finish(claim, "ended", b"" if failure is None else _told(failure))
 
     def abandon(self, claim: Claimed, *, counted: bool) -> Call[bool]:
         def parse(reply: Any) -> bool:
@@ -287,7 +291,7 @@ class Records:
     def wake(self, key: str, block_seconds: float) -> Call[None]:
         """Wait for the end of a run that is waited for; the element stays for all others who wait."""
         wake = self._keys.wake(self._keys.record(key))
-        words = ("BLMOVE", wake, wake, "LEFT", "RIGHT", f"{block_seconds:.3f}")
+        words = ("BLMOVE", wake, wake, "LEFT", "RIGHT", timeout_text(block_seconds))
         return command(lambda _: None, *words)
 
     def pattern(self) -> bytes:
@@ -328,11 +332,9 @@ class Records:
                 rest = (info.fence, info.retries, info.age_seconds * 1000, flags, holder, body)
                 return self._done(key, rest)
             case "failed":
-                error = _failure(key, body)
-                told = (info.fence, info.retries, holder, info.age_seconds)
-                return Failed(key, error.error_type, error.message, *told)
+                return _failed(key, body, info.fence, info.retries, holder, info.age_seconds)
             case "ended":
-                return Ended(key, info.fence, info.retries, holder, info.age_seconds)
+                return _ended(key, info.finalised, body, info.fence, info.retries, holder, info.age_seconds)
             case _:
                 return Interrupted(key, info.fence, info.attempt, holder)
 
@@ -360,11 +362,10 @@ class Records:
             case "done":
                 return self._done(key, rest)
             case "failed":
-                error = _failure(key, rest[5])
-                told = (int(rest[0]), int(rest[1]), text(rest[4]), int(rest[2]) / 1000)
-                return Failed(key, error.error_type, error.message, *told)
+                return _failed(key, rest[5], int(rest[0]), int(rest[1]), text(rest[4]), int(rest[2]) / 1000)
             case "ended":
-                return Ended(key, int(rest[0]), int(rest[1]), text(rest[3]), int(rest[2]) / 1000)
+                told = (int(rest[0]), int(rest[1]), text(rest[4]), int(rest[2]) / 1000)
+                return _ended(key, text(rest[3])[0] == "f", rest[5], *told)
             case "interrupted":
                 return Interrupted(key, int(rest[0]), int(rest[1]), text(rest[2]))
             case "mismatch":
@@ -419,6 +420,26 @@ def _info(key: str, header: bytes, *, now_ms: int) -> RecordInfo:
         )
     except (ValueError, IndexError):
         raise CorruptRecordError(key, header[:60].decode(errors="replace")) from None
+
+
+def _told(error: BaseException) -> bytes:
+    """The body of a record that tells a failure."""
+    try:
+        message = str(error)[:_LONGEST_MESSAGE]
+    except Exception:  # noqa: BLE001  # its own fault must not keep the end from being recorded
+        message = "(its str() fails)"
+    kind = f"{type(error).__module__}.{type(error).__qualname__}"
+    return json.dumps({"type": kind, "message": message}).encode()
+
+
+def _failed(key: str, body: bytes, *told: Any) -> Failed:
+    error = _failure(key, body)
+    return Failed(key, error.error_type, error.message, *told)
+
+
+def _ended(key: str, finalised: bool, body: bytes, *told: Any) -> Ended:  # noqa: FBT001
+    ended = Ended(key, *told)
+    return ended if finalised or not body else replace(ended, failure=_failed(key, body, *told))
 
 
 def _failure(key: str, body: bytes) -> RecordedFailureError:

@@ -20,6 +20,8 @@ SyncClient: TypeAlias = redis.Redis | redis.RedisCluster
 AnyClient: TypeAlias = AsyncClient | SyncClient
 
 _PATIENCE_SECONDS = 2.0
+FAILURES = (exceptions.RedisError, exceptions.RedisClusterException, OSError)
+"""What redis-py raises when a call has failed; of a cluster that cannot be reached it is no ``RedisError``."""
 RAW = {"NEVER_DECODE": True}
 """With it redis-py returns bytes, whatever the client decodes."""
 _DEFAULT_CONNECTIONS = 100
@@ -42,7 +44,11 @@ async def arun(client: AsyncClient, call: Call[T], node: Any = None) -> T:
             )
         except exceptions.NoScriptError:
             reply = await send(*call.again, **RAW)
-    except (exceptions.RedisError, OSError) as error:
+        except AttributeError as error:
+            if not _is_unsent(error):
+                raise
+            reply = await send(*call.again, **_how(call, node))
+    except FAILURES as error:
         raise _translation(client, call.operation, error) from error
     return call.parse(reply)
 
@@ -57,7 +63,7 @@ def run(client: SyncClient, call: Call[T], node: Any = None) -> T:
             )
         except exceptions.NoScriptError:
             reply = send(*call.again, **RAW)
-    except (exceptions.RedisError, OSError) as error:
+    except FAILURES as error:
         raise _translation(client, call.operation, error) from error
     return call.parse(reply)
 
@@ -89,10 +95,12 @@ def block(client: SyncServer, call: Call[T], seconds: float) -> T:
 async def ablock(client: AsyncServer, call: Call[T], seconds: float) -> T:
     """Asyncio twin of ``block``."""
     pool: Any = client.connection_pool
+    before = cancellations()
     with translated(client, call.operation):
         connection = await pool.get_connection()
         try:
             await connection.send_command(*call.first)
+            cancelled_after(before)
             reply = await connection.read_response(disable_decoding=True, timeout=seconds + _PATIENCE_SECONDS)
             return call.parse(reply)
         except exceptions.ResponseError as error:
@@ -113,7 +121,7 @@ def translated(client: object, operation: str) -> Iterator[None]:
         yield
     except exceptions.NoScriptError:
         raise
-    except (exceptions.RedisError, OSError) as error:
+    except FAILURES as error:
         raise _translation(client, operation, error) from error
 
 
@@ -124,6 +132,12 @@ def cancellations() -> int:
     """
     task = asyncio.current_task()
     return task.cancelling() if task else 0
+
+
+def cancelled_after(before: int) -> None:
+    """End the task where a cancellation was swallowed since ``cancellations()`` was ``before``."""
+    if cancellations() > before:
+        raise asyncio.CancelledError
 
 
 async def to_the_end(make: Callable[[], Awaitable[T]]) -> T:
@@ -138,8 +152,7 @@ async def to_the_end(make: Callable[[], Awaitable[T]]) -> T:
         with suppress(CacheError):
             await asyncio.shield(make())
         raise
-    if cancellations() > before:
-        raise asyncio.CancelledError
+    cancelled_after(before)
     return made
 
 
@@ -217,6 +230,11 @@ def _translation(client: object, operation: str, error: Exception) -> StoreError
     refused = isinstance(error, exceptions.ResponseError) and not isinstance(error, _PASSING)
     kind = StoreRefusedError if refused else StoreUnavailableError
     return kind(operation, where(client), told)
+
+
+def _is_unsent(error: AttributeError) -> bool:
+    """redis-py 8 may close a connection that a call has taken just now, as another call to that node failed."""
+    return error.name == "writelines" and error.obj is None
 
 
 def _is_unblocked(error: exceptions.ResponseError) -> bool:

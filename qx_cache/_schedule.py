@@ -17,6 +17,7 @@ from qx_cache.lease import Lease, Renewal
 CHUNK = 100
 """Items in one script call: more would hold up the server's other clients."""
 
+_LONGEST_TIMEOUT_SECONDS = 5.0
 _LONGEST_WATCH_SECONDS = 5.0
 _WATCH_RETRY_SECONDS = 1.0
 _AFTER_THE_END_SECONDS = 0.005
@@ -48,6 +49,7 @@ class Schedule:
     def __init__(self) -> None:
         self._due: dict[Item, float] = {}
         self._interval: dict[Item, float] = {}
+        self._asked: dict[Item, Renewal] = {}
         self.lateness = 0.0
 
     def __len__(self) -> int:
@@ -61,10 +63,16 @@ class Schedule:
         """Attend to ``item`` no more."""
         self._due.pop(item, None)
         self._interval.pop(item, None)
+        self._asked.pop(item, None)
 
     def next_due(self) -> float | None:
         """When the next item is due; None when there is none."""
         return min(self._due.values(), default=None)
+
+    def timeout(self) -> float:
+        """Seconds that an answer may take: a sixth of the shortest life, so that there is time for another try."""
+        lives = (item.ttl_seconds / 6 for item in self._due if isinstance(item, Lease))
+        return min(lives, default=_LONGEST_TIMEOUT_SECONDS)
 
     def take(self, now: float) -> list[Item]:
         """What to send now: nothing until one is due, then all due within 10 % of their interval."""
@@ -76,6 +84,7 @@ class Schedule:
         for item in taken:
             if isinstance(item, Lease):
                 item.unconfirmed()  # before the answer, which may take long: the process may have been frozen
+            self._asked[item] = item.renewal
         return taken
 
     def answered(self, item: Item, answer: Answer, sent_at: float, now: float) -> None:
@@ -88,6 +97,8 @@ class Schedule:
         elif isinstance(answer, StoreError):
             item.unconfirmed()
             self._due[item] = now + item.ttl_seconds / 20
+        elif answer == "renewed" and item.renewal is not self._asked.get(item, item.renewal):
+            self._due[item] = now  # it was given another life meanwhile, which this one may have overwritten
         elif answer == "renewed":
             item.renewed(sent_at)
             self._due[item] = sent_at + self._interval[item]

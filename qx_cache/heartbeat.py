@@ -15,15 +15,14 @@ from qx_cache import _schedule
 from qx_cache._connect import async_sibling, belonging, sibling
 from qx_cache._many import arun_many, run_many
 from qx_cache._native import NativeThread, native
-from qx_cache._run import AnyClient, AsyncClient, SyncClient, is_cluster
+from qx_cache._run import AnyClient, AsyncClient, SyncClient, is_cluster, where
 from qx_cache._schedule import Answer, Item, Schedule, Watch, interval_for
 from qx_cache.durations import Duration
-from qx_cache.errors import StoreError
+from qx_cache.errors import StoreError, StoreUnavailableError
 from qx_cache.lease import Clock, Lease, boottime
 
 _log = logging.getLogger("qx_cache.heartbeat")
 _IDLE_SECONDS = 30.0
-_LONGEST_TIMEOUT_SECONDS = 5.0
 
 
 class Heartbeat:
@@ -64,11 +63,11 @@ class Heartbeat:
             InvalidValueError: The interval is longer than half the life.
         """
         interval = interval_for(lease.ttl_seconds, interval_seconds)
-        self._add(lease, interval, lease.ttl_seconds / 6)
+        self._add(lease, interval)
 
     def watch(self, watch: Watch, remaining_seconds: float) -> None:
         """Look after a lock that is waited for; its holder has ``remaining_seconds`` left."""
-        self._add(watch, Watch.pause(remaining_seconds), _LONGEST_TIMEOUT_SECONDS)
+        self._add(watch, Watch.pause(remaining_seconds))
 
     def remove(self, item: Item) -> None:
         """Renew a lease no more, or watch no more. Nothing is given back by this."""
@@ -90,12 +89,11 @@ class Heartbeat:
         if thread is not None:
             thread.join()
 
-    def _add(self, item: Item, interval: float, timeout: float) -> None:
+    def _add(self, item: Item, interval: float) -> None:
         self._check_pid()
         now = self._clock()
         with self._mutex:
             self._schedule.add(item, interval, now)
-            self._timeout = min(self._timeout, timeout)
             if self._thread is None:
                 self._stopping = False
                 self._thread = NativeThread(self._live, "qx-cache-heartbeat")
@@ -114,33 +112,35 @@ class Heartbeat:
         self._thread = None
         self._stopping = False
         self._sleeps_until = 0.0
-        self._timeout = _LONGEST_TIMEOUT_SECONDS
 
     def _live(self) -> None:
         client: SyncClient | None = None
         timeout = 0.0
         try:
             while (due := self._wait()) is not None:
-                if client is None or self._timeout < timeout:
-                    if client is not None:
-                        client.close()
-                    timeout = self._timeout
-                    client = self._opened(due)
-                if client is not None:
-                    self._beat(client, due)
+                sent_at = self._clock()
+                try:
+                    if client is None or self._timeout != timeout:
+                        client, timeout = self._opened(client), self._timeout
+                    answers = renew(client, due)
+                except Exception as error:  # noqa: BLE001  # whatever it is, this thread goes on: all leases depend on it
+                    answers = [_failure(self._origin, error)] * len(due)
+                now = self._clock()
+                with self._mutex:
+                    _note(self._schedule, due, answers, sent_at, now)
         finally:
             if client is not None:
                 client.close()
 
-    def _opened(self, due: Sequence[Item]) -> SyncClient | None:
-        """The client for beats; None when a cluster cannot be reached now, which is an answer to all ``due``."""
-        try:
-            return sibling(self._origin, timeout_seconds=self._timeout)
-        except StoreError as error:
-            now = self._clock()
-            with self._mutex:
-                _note(self._schedule, due, [error] * len(due), now, now)
-            return None
+    def _opened(self, before: SyncClient | None) -> SyncClient:
+        """A client for beats, in place of the one ``before``.
+
+        Raises:
+            StoreUnavailableError: A cluster cannot be reached now.
+        """
+        if before is not None:
+            before.close()
+        return sibling(self._origin, timeout_seconds=self._timeout)
 
     def _wait(self) -> list[Item] | None:
         """Sleep until something is due; None when told to stop, or idle for long."""
@@ -151,6 +151,7 @@ class Heartbeat:
                 if self._stopping:
                     return None
                 if due := self._schedule.take(now):
+                    self._timeout = self._schedule.timeout()
                     return due
                 next_due = self._schedule.next_due()
                 if next_due is None and now >= idle_until:
@@ -159,13 +160,6 @@ class Heartbeat:
                 self._sleeps_until = idle_until if next_due is None else next_due
             with suppress(Empty):  # a signal: something is due earlier, or it is over
                 self._signals.get(timeout=max(0.0, self._sleeps_until - now))
-
-    def _beat(self, client: SyncClient, due: Sequence[Item]) -> None:
-        sent_at = self._clock()
-        answers = renew(client, due)
-        now = self._clock()
-        with self._mutex:
-            _note(self._schedule, due, answers, sent_at, now)
 
 
 class AsyncHeartbeat:
@@ -187,7 +181,6 @@ class AsyncHeartbeat:
     _timer: asyncio.TimerHandle | None
     _beating: asyncio.Task[None] | None
     _sibling: AsyncClient | None
-    _timeout: float
     _schedule: Schedule
 
     def __init__(self, client: AsyncClient, *, clock: Clock = boottime) -> None:
@@ -197,11 +190,11 @@ class AsyncHeartbeat:
 
     def add(self, lease: Lease, interval_seconds: Duration | None = None) -> None:
         """Renew ``lease`` from now on; see ``Heartbeat.add``."""
-        self._add(lease, interval_for(lease.ttl_seconds, interval_seconds), lease.ttl_seconds / 6)
+        self._add(lease, interval_for(lease.ttl_seconds, interval_seconds))
 
     def watch(self, watch: Watch, remaining_seconds: float) -> None:
         """Look after a lock that is waited for; its holder has ``remaining_seconds`` left."""
-        self._add(watch, Watch.pause(remaining_seconds), _LONGEST_TIMEOUT_SECONDS)
+        self._add(watch, Watch.pause(remaining_seconds))
 
     def remove(self, item: Item) -> None:
         """Renew a lease no more, or watch no more. Nothing is given back by this."""
@@ -225,11 +218,10 @@ class AsyncHeartbeat:
         """Seconds by which the last beat came too late: the early sign of a blocked loop."""
         return self._schedule.lateness
 
-    def _add(self, item: Item, interval: float, timeout: float) -> None:
+    def _add(self, item: Item, interval: float) -> None:
         if self._pid != os.getpid() or self._loop is not asyncio.get_running_loop():
             self._forget()
             self._loop = asyncio.get_running_loop()
-        self._timeout = min(self._timeout, timeout)
         self._schedule.add(item, interval, self._clock())
         self._arm()
 
@@ -240,7 +232,6 @@ class AsyncHeartbeat:
         self._timer = None
         self._beating = None
         self._sibling = None
-        self._timeout = _LONGEST_TIMEOUT_SECONDS
         self._opened_with = 0.0
 
     def _arm(self) -> None:
@@ -263,9 +254,11 @@ class AsyncHeartbeat:
     async def _beat(self) -> None:
         try:
             if due := self._schedule.take(self._clock()):
-                client = await self._opened()
                 sent_at = self._clock()
-                answers = await arenew(client, due)
+                try:
+                    answers = await arenew(await self._opened(), due)
+                except Exception as error:  # noqa: BLE001  # whatever it is, all leases depend on the next beat
+                    answers = [_failure(self._origin, error)] * len(due)
                 _note(self._schedule, due, answers, sent_at, self._clock())
             if not self._schedule:
                 await self._close()
@@ -274,10 +267,11 @@ class AsyncHeartbeat:
             self._arm()
 
     async def _opened(self) -> AsyncClient:
-        if self._sibling is None or self._timeout < self._opened_with:
+        timeout = self._schedule.timeout()
+        if self._sibling is None or timeout != self._opened_with:
             await self._close()
-            self._sibling = async_sibling(self._origin, timeout_seconds=self._timeout)
-            self._opened_with = self._timeout
+            self._sibling = async_sibling(self._origin, timeout_seconds=timeout)
+            self._opened_with = timeout
         return self._sibling
 
     async def _close(self) -> None:
@@ -324,6 +318,14 @@ def _spread(
         for i, item in enumerate(group):
             answers[item] = reply if isinstance(reply, StoreError) else reply[i]
     return [answers[item] for item in items]
+
+
+def _failure(client: AnyClient, error: Exception) -> StoreError:
+    """The answer to all that was to be renewed."""
+    if isinstance(error, StoreError):
+        return error
+    _log.error("renewals fail for an unexpected reason", exc_info=error)
+    return StoreUnavailableError("renew", where(client), repr(error))
 
 
 def _note(schedule: Schedule, due: Sequence[Item], answers: Sequence[Answer], sent_at: float, now: float) -> None:

@@ -175,9 +175,15 @@ class IdempotencyStore:
         """Record a failure for later claims: type path and message. Errors as ``complete``."""
         await arun(self._client, self._records.fail(claim, error, ttl_seconds))
 
-    async def release(self, claim: Claimed) -> None:
-        """Record an end with nothing to replay; another holder may claim. Errors as ``complete``."""
-        await arun(self._client, self._records.finish(claim, "ended"))
+    async def release(self, claim: Claimed, failure: BaseException | None = None) -> None:
+        """Record an end with nothing to replay; another holder may claim. Errors as ``complete``.
+
+        Args:
+            claim: What ``claim`` returned.
+            failure: How the run ended: told to a redelivery of this holder, until ``finalise`` says that who was
+                to learn of it has. Others never see it.
+        """
+        await arun(self._client, self._records.release(claim, failure))
 
     async def abandon(self, claim: Claimed, *, counted: bool = True) -> bool:
         """End the lease now with nothing recorded, so that the next claim is a takeover.
@@ -203,7 +209,7 @@ class IdempotencyStore:
         return await arun(self._client, call)
 
     async def finalise(self, key: str, fence: int) -> bool:
-        """Note that what follows the result of run ``fence`` is dispatched; False when it is gone."""
+        """Note that the end of run ``fence`` is passed on, what follows it dispatched; False when it is gone."""
         return await arun(self._client, self._records.finalise(key, fence))
 
     async def get(self, key: str, default: Any = None) -> Any:
@@ -477,9 +483,9 @@ class SyncIdempotencyStore:
         """Blocking twin of ``IdempotencyStore.fail``."""
         run(self._client, self._records.fail(claim, error, ttl_seconds))
 
-    def release(self, claim: Claimed) -> None:
+    def release(self, claim: Claimed, failure: BaseException | None = None) -> None:
         """Blocking twin of ``IdempotencyStore.release``."""
-        run(self._client, self._records.finish(claim, "ended"))
+        run(self._client, self._records.release(claim, failure))
 
     def abandon(self, claim: Claimed, *, counted: bool = True) -> bool:
         """Blocking twin of ``IdempotencyStore.abandon``."""

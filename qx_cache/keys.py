@@ -122,6 +122,10 @@ class Keyspace:
         """The key that remembers that the run ``run_id`` under a lock has ended."""
         return self._key("lock", name) + b":e:" + holder_text(run_id).encode()
 
+    def queued(self, name: str) -> bytes:
+        """The key that remembers whose work was published under a lock's name and has not begun."""
+        return self._key("lock", name) + b":q"
+
     def _key(self, kind: str, name: str) -> bytes:
         return f"{self._start}:{kind}:{LAYOUT}:{{{_tag(name)}}}".encode()
 

@@ -1,5 +1,6 @@
 """What a holder knows about what it holds, by its own clock and without asking anybody."""
 
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from enum import Enum
 from qx_cache._call import Arg, Script
 from qx_cache.errors import LeaseLostError, LockNotHeldError
 
+_log = logging.getLogger("qx_cache.lease")
 Clock = Callable[[], float]
 _CLOCK_ID = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -137,7 +139,7 @@ class Lease:
         if self._final is None:
             self._final, self._reason = LeaseState.LOST, reason
             for listener in self._listeners:
-                listener()
+                _tell(listener)
 
     def when_lost(self, listener: Callable[[], None]) -> None:
         """Call ``listener`` when the lease turns LOST, from whatever thread learns it; it must not block."""
@@ -158,7 +160,7 @@ class Lease:
             due = [one for one in self._doubters if one[0] <= doubtful_for]
             for one in due:
                 self._doubters.remove(one)
-                one[1]()
+                _tell(one[1])
 
     def end(self) -> None:
         """Note that the holder gave it back; final."""
@@ -171,3 +173,10 @@ class Lease:
         if state is LeaseState.ENDED:
             return "it was given back"
         return self._reason or "it belongs to the parent of this process"
+
+
+def _tell(listener: Callable[[], None]) -> None:
+    try:
+        listener()
+    except Exception:  # noqa: BLE001  # who renews has other leases to renew
+        _log.exception("a listener of a lease has failed")

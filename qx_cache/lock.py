@@ -24,6 +24,7 @@ from qx_cache._run import (
     SyncClient,
     arun,
     cancellations,
+    cancelled_after,
     require_async,
     require_sync,
     run,
@@ -45,7 +46,7 @@ class DistributedLock:
     server and polls nothing. Leaving ``async with`` releases the lock, and raises ``LockNotHeldError`` when it had
     been lost: others may have worked at the same time. A lock in Redis cannot stop a holder that pauses at the
     wrong moment; where that matters pass ``fence`` to whatever you write to. Nothing is released when the object
-    is merely dropped: the lock then lapses.
+    is merely dropped: the lock then lapses, or, with ``auto_renew``, is renewed until the process ends.
 
     Args:
         client: A ``redis.asyncio`` client; it stays yours to close.
@@ -134,18 +135,20 @@ class DistributedLock:
         limit = patience(wait_seconds)
         return settled(self._calls.name, limit, await self._acquire(limit))
 
-    async def release(self, *, ended: bool = True) -> None:
+    async def release(self, *, ended: bool = True, told: bool = True) -> None:
         """Give the lock back, to who has waited longest.
 
         Args:
             ended: With a ``guarded`` run: remember that it has ended.
+            told: False where ``end_run`` is to say that its end is known to all who await it. Until then a
+                redelivery finds the lock taken by itself, and once ``ttl_seconds`` have passed it runs again.
 
         Raises:
             LockNotHeldError: It was lost meanwhile, or belongs to the parent of this forked process; another's
                 lock was not touched.
             StoreError: Redis gave no usable answer; safe to repeat.
         """
-        call, lease = self._calls.release(ended=ended), self._calls.held()
+        call, lease = self._calls.release(ended=ended, told=told), self._calls.held()
         if self._auto_renew:
             self._heartbeat.remove(lease)
         try:
@@ -153,9 +156,20 @@ class DistributedLock:
         finally:
             await self._rest()
 
+    async def end_run(self) -> None:
+        """Note that the end of the ``guarded`` run, released with ``told=False``, is known to all who await it.
+
+        Raises:
+            InvalidValueError: There is no such run, or its end is not to be remembered.
+            StoreError: Redis gave no usable answer; safe to repeat.
+        """
+        await arun(self._client, self._calls.end())
+
     async def extend(self, ttl_seconds: Duration | None = None) -> None:
         """Let the lock live ``ttl_seconds`` from now, or its own life again. Errors as ``release``."""
         await arun(self._client, self._calls.extend(ttl_seconds))
+        if self._auto_renew:
+            self._heartbeat.add(self.lease)
 
     async def info(self) -> LockInfo:
         """Who holds the lock, since when, under which fence, and how many wait. Changes nothing."""
@@ -206,6 +220,7 @@ class DistributedLock:
         try:
             await self.release()
         except (LockNotHeldError, StoreError) as failure:
+            self._calls.drop()
             if error is None:
                 raise
             chained(error, failure)
@@ -215,10 +230,10 @@ class DistributedLock:
         before = cancellations()
         try:
             outcome = await arun(self._client, self._calls.ask(waiting=limit > 0))
+            cancelled_after(before)
             if isinstance(outcome, Taken) and limit > 0:
                 outcome = await self._wait(outcome, limit)
-            if cancellations() > before:
-                raise asyncio.CancelledError  # noqa: TRY301  # ends as any other cancellation
+                cancelled_after(before)
         except StoreError:
             self._calls.forget()
             raise
@@ -247,10 +262,13 @@ class DistributedLock:
             await asyncio.shield(self._rest())
 
     async def _wait_for_baton(self) -> Attempt:
+        before = cancellations()
         while True:
             call = self._calls.baton(LONGEST_BLOCK_SECONDS)
             grant = await await_at_server(self._client, call, LONGEST_BLOCK_SECONDS)
+            cancelled_after(before)
             outcome = await arun(self._client, self._calls.ask(waiting=True, grant=grant))
+            cancelled_after(before)
             if not isinstance(outcome, Taken):
                 return outcome
 
@@ -268,7 +286,8 @@ class DistributedLock:
             tell, loop = self._on_lost, asyncio.get_running_loop()
 
             def told() -> None:
-                loop.call_soon_threadsafe(tell, lease)
+                with suppress(RuntimeError):  # the loop is over: nobody is there to be told
+                    loop.call_soon_threadsafe(tell, lease)
 
             lease.when_lost(told)
         if self._auto_renew:
@@ -324,16 +343,22 @@ class SyncDistributedLock:
         limit = patience(wait_seconds)
         return settled(self._calls.name, limit, self._acquire(limit))
 
-    def release(self, *, ended: bool = True) -> None:
+    def release(self, *, ended: bool = True, told: bool = True) -> None:
         """Blocking twin of ``DistributedLock.release``."""
-        call, lease = self._calls.release(ended=ended), self._calls.held()
+        call, lease = self._calls.release(ended=ended, told=told), self._calls.held()
         if self._auto_renew:
             self._heartbeat.remove(lease)
         run(self._client, call)
 
+    def end_run(self) -> None:
+        """Blocking twin of ``DistributedLock.end_run``."""
+        run(self._client, self._calls.end())
+
     def extend(self, ttl_seconds: Duration | None = None) -> None:
         """Blocking twin of ``DistributedLock.extend``."""
         run(self._client, self._calls.extend(ttl_seconds))
+        if self._auto_renew:
+            self._heartbeat.add(self.lease)
 
     def info(self) -> LockInfo:
         """Blocking twin of ``DistributedLock.info``."""
@@ -367,6 +392,7 @@ class SyncDistributedLock:
         try:
             self.release()
         except (LockNotHeldError, StoreError) as failure:
+            self._calls.drop()
             if error is None:
                 raise
             chained(error, failure)

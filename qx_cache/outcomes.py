@@ -79,13 +79,15 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """This very holder's run ended before, with nothing to replay (only where ``redelivery`` was said)."""
+    """This very holder's run ended before, with nothing to replay for others (only if ``redelivery`` was said)."""
 
     key: str
     fence: int
     retries: int
     holder: str
     age_seconds: float
+    failure: Failed | None = None
+    """How it ended, where that may not have been passed on: it was released with a failure, and not finalised."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,5 +36,6 @@ class CacheSettings(BaseSettings):
     socket_connect_timeout_seconds: float = Field(default=5.0, gt=0, le=3600)
     """How long a connection may take to open; also bounds the PING of ``create_client``."""
 
-    health_check_interval_seconds: float = Field(default=30.0, ge=0)
-    """A connection idle for longer is checked before it is used; 0 turns that off."""
+    health_check_interval_seconds: float = Field(default=0.0, ge=0)
+    """A connection idle for longer is checked before it is used; 0, the default: none is, and one that has died is
+    replaced when it is used. With redis-py 8.1 the check of a server that hangs never ends in an async client."""

@@ -20,7 +20,8 @@
 --   {"claimed", fence, attempt, takeover}                         ours now, for lease_ms; takeover is 1 or 0
 --   {"running", remaining_ms, fence, retries, holder}             another claim is live
 --   {"done"|"failed", fence, retries, age_ms, flags, holder, body}
---   {"ended", fence, retries, age_ms, holder}                     this holder's run ended with nothing to replay
+--   {"ended", fence, retries, age_ms, flags, holder, body}        this holder's run ended with nothing to replay to
+--                                                                 others; the body is its failure, if there was one
 --   {"interrupted", fence, attempt, holder}                       a run began and its end is unknown
 --   {"mismatch", fingerprint}                                     the key belongs to another request
 --   {"corrupt", beginning}                                        not a record of this layout; left as it is
@@ -56,7 +57,7 @@ if stored then
   elseif not same_holder and fingerprint ~= "-" and s_fingerprint ~= "-" and fingerprint ~= s_fingerprint then
     return { "mismatch", s_fingerprint }
   elseif same_holder and redelivery and retries < s_retries then
-    return { "ended", fence_text, s_retries, now_ms - s_time, s_holder } -- an older attempt, ended by its retry
+    return { "ended", fence_text, s_retries, now_ms - s_time, "f---", s_holder, "" } -- an older attempt
   elseif state == "done" or state == "failed" then
     return { state, fence_text, s_retries, now_ms - s_time, flags, s_holder, string.sub(stored, at) }
   elseif state == "running" and s_time > now_ms then
@@ -64,13 +65,15 @@ if stored then
       redis.call("SET", waited, "1", "PX", wait_ms)
     end
     return { "running", s_time - now_ms, fence_text, s_retries, s_holder }
+  elseif state == "running" and same_holder and retries > s_retries then
+    attempt = 1 -- the older attempt ended by publishing this one, and could not say so
   elseif state == "running" and takeover then
     attempt, taken_over = s_attempt + 1, 1
   elseif state == "running" or state == "unknown" then
     return { "interrupted", fence_text, s_attempt, s_holder }
   elseif state == "ended" then
     if same_holder and redelivery and retries <= s_retries then
-      return { "ended", fence_text, s_retries, now_ms - s_time, s_holder }
+      return { state, fence_text, s_retries, now_ms - s_time, flags, s_holder, string.sub(stored, at) }
     end
   else
     return { "corrupt", string.sub(stored, 1, 60) }

@@ -8,7 +8,7 @@
 -- ARGV[3]  ttl_ms       how long the record is kept
 -- ARGV[4]  before       the new header up to its time, which is the server's
 -- ARGV[5]  after        the rest of it
--- ARGV[6]  body         the result, or the kept failure; opaque
+-- ARGV[6]  body         the result, or the failure; opaque
 --
 -- Replies
 --   "stored"   recorded, also where the record had vanished (eviction, flush): it is built again

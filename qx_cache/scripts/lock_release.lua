@@ -9,6 +9,7 @@
 -- ARGV[4]  min_hold_ms  the shortest time between acquire and the next holder; missing: none
 -- ARGV[5]  retries      which attempt of the guarded run has ended; missing without one
 -- ARGV[6]  ended_ms     how long that is remembered
+-- ARGV[7]  untold       "1": lock_end.lua is to say that its end has been told; missing: it has
 --
 -- Replies
 --   "released"   the lock is free, handed over, or kept until min_hold_ms have passed
@@ -20,11 +21,15 @@
 
 local lock, fence, waiting, baton, ended = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local token, memory_ms, reserve_ms, min_hold_ms = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4] or "0")
-local retries, ended_ms = ARGV[5], ARGV[6]
+local retries, ended_ms, untold = ARGV[5], ARGV[6], ARGV[7] == "1"
 
 if ended then
-  local before = tonumber(redis.call("GET", ended) or "-1")
-  redis.call("SET", ended, string.format("%.0f", math.max(before, tonumber(retries))), "PX", ended_ms)
+  local before = string.match(redis.call("GET", ended) or "", "^%d+")
+  if not before or tonumber(before) < tonumber(retries) then
+    local time = redis.call("TIME")
+    local now_ms = string.format("%.0f", time[1] * 1000 + math.floor(time[2] / 1000))
+    redis.call("SET", ended, untold and retries .. " " .. now_ms or retries, "PX", ended_ms)
+  end
 end
 if redis.call("GET", lock) ~= token then
   return redis.call("HGET", fence, "r") == token and "again" or "lost"

@@ -19,10 +19,17 @@ Example:
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from uuid import uuid4
 
-import pytest
+try:
+    import pytest
+except ModuleNotFoundError:
+    if sys.argv[0] != "-m":  # imported, and not run as a command
+        raise
+    print('the conformance suite is run by pytest: pip install "qx-cache-celery[testing]"', file=sys.stderr)
+    raise SystemExit(2) from None
 
 from qx_cache.client import create_sync_client
 from qx_cache.embedded import start_server
