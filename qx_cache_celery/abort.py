@@ -15,7 +15,7 @@ import ctypes
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -35,8 +35,11 @@ Watched = tuple[Lease, float | None]
 
 
 @contextmanager
-def aborted_when_lost(*watched: Watched) -> Iterator[None]:
-    """Raise ``LeaseLost`` in the block when one of these is lost; nothing of it comes after the block."""
+def aborted_when_lost(*watched: Watched) -> Iterator[Callable[[], None]]:
+    """Raise ``LeaseLost`` in the block when one of these is lost; nothing of it comes after the block.
+
+    What it gives is to be called when the block learns of the loss in another way: then it is not told again.
+    """
     arming = _arming()
     for lease, doubt_limit in watched:
         lease.when_lost(arming.fire)
@@ -46,7 +49,7 @@ def aborted_when_lost(*watched: Watched) -> Iterator[None]:
         arming.arm()
         if any(lease.lost for lease, _ in watched):
             raise LeaseLost(_REASON)  # before the body begins
-        yield
+        yield arming.stand_down
     finally:
         arming.disarm()
 
@@ -71,6 +74,10 @@ class _Arming:
         self._live = True
 
     def disarm(self) -> None:
+        self._live = False
+
+    def stand_down(self) -> None:
+        """Fire no more, from whatever thread this is called."""
         self._live = False
 
     def fire(self) -> None:
@@ -115,6 +122,10 @@ class _ByThreadState(_Arming):
             self._live = False
         if self._fired:
             self._sweep()
+
+    def stand_down(self) -> None:
+        if threading.get_ident() == self._thread:
+            self.disarm()
 
     def _sweep(self) -> None:
         """One that was set and has not come yet does not come any more.

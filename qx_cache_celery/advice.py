@@ -12,6 +12,9 @@ from qx_cache_celery.runtime import store_settings
 _log = logging.getLogger("qx_cache_celery.worker")
 _KOMBU_MUTEX_SECONDS = 300.0
 _KOMBU_VISIBILITY_SECONDS = 3600.0
+_LOOPBACK = ("127.", "localhost", "::1")
+_AGAINST_DEAD_CONNECTIONS = ("socket_timeout", "socket_keepalive", "socket_keepalive_options")
+"""All three: with a timeout alone, kombu makes its queue connection anew and then loses what Redis hands to it."""
 
 
 class Advice(bootsteps.Step):
@@ -52,11 +55,22 @@ def _of_broker(app: Celery) -> Iterator[str]:
             f"a worker that is killed while it looks for lost messages holds that up for {mutex:g} s, longer than "
             f"visibility_timeout {visibility:g} s; set unacked_mutex_expire in broker_transport_options"
         )
+    missing = [name for name in _AGAINST_DEAD_CONNECTIONS if not options.get(name)]
+    if missing and _goes_over_a_network(app):
+        yield (
+            "a worker whose connection the network drops without a word waits for the broker, perhaps for ever; "
+            f"set {', '.join(missing)} in broker_transport_options"
+        )
     if app.conf.get("qx_cache_visibility_heartbeat", True) and not app.conf.task_time_limit:
         yield (
             "a task that hangs is held by its worker for ever, as the visibility heartbeat keeps it from others; "
             "set task_time_limit, or qx_cache_visibility_heartbeat = False"
         )
+
+
+def _goes_over_a_network(app: Celery) -> bool:
+    host = app.connection_for_read().hostname or _LOOPBACK[0]  # kombu's default; of a Unix socket it has a scheme
+    return "://" not in host and not host.startswith(_LOOPBACK)
 
 
 def _of_tasks(app: Celery) -> Iterator[str]:

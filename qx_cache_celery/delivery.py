@@ -6,19 +6,22 @@ insures, and ``qx_defers``, how often it was put off.
 """
 
 import logging
+import os
 import random
 import time
+from collections.abc import Mapping
 from typing import Any
 
-from celery import Task
+from celery import Task, states
 from celery.app.task import Context
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, OperationalError, Reject
 
 from qx_cache import holder_text
 from qx_cache_celery import report
 
 _log = logging.getLogger("qx_cache_celery.task")
 COPY, DEFERS = "qx_copy", "qx_defers"
+_OURS = ("qx_", "idempotency_key")
 _LONGEST_COUNTDOWN_SECONDS = 30.0
 _REJECT_PAUSE_SECONDS = (1.0, 5.0)
 
@@ -69,6 +72,16 @@ def header(request: Context, name: str) -> Any:
     return (request.headers or {}).get(name, request.__dict__.get(name))
 
 
+def headers_of_retry(request: Context, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The headers of a retry: as Celery has it those of its message, or those given; but ours always go along.
+
+    A retry is a new message: it is no copy of a delivery, and was not put off yet.
+    """
+    known = request.headers or {}
+    kept = known if given is None else {name: known[name] for name in known if name.startswith(_OURS)}
+    return {**{name: kept[name] for name in kept if name not in {COPY, DEFERS}}, **(given or {})}
+
+
 def is_redelivery(request: Context) -> bool:
     """True when this very task may have been delivered before: flagged by the broker, or a copy of ours."""
     flagged = bool((request.delivery_info or {}).get("redelivered"))
@@ -90,6 +103,12 @@ def result_is_ignored(task: "Task[Any, Any]", request: Context) -> bool:
     return bool(task.ignore_result or getattr(request, "ignore_result", False))
 
 
+def failure_is_told(task: "Task[Any, Any]", request: Context) -> bool:
+    """True when somebody is to learn of the task's failure."""
+    stored = task.store_errors_even_if_ignored or not result_is_ignored(task, request)
+    return stored or dispatches(request)
+
+
 def requeues(reject: Reject) -> bool:
     """True when the task asked for its message to go back to the queue."""
     return bool(getattr(reject, "requeue", False))
@@ -104,19 +123,43 @@ def defer(task: "Task[Any, Any]", request: Context, why: Deferral) -> Ignore | R
     """Publish a copy of this delivery, to be looked at again; the exception that ends the present one.
 
     The copy has the same id, arguments, retries, callbacks, chain and chord, and no expiry, for the task has
-    started in time. When it cannot be published the delivery goes back to the queue, after a pause.
+    started in time. When it cannot be published the delivery goes back to the queue, after a pause. One that was
+    acknowledged before it began has no way back: it waits here until the broker takes the copy.
+
+    Raises:
+        Exception: No broker would ever take the copy of one that was acknowledged; the task is to fail with it.
     """
     defers = int(header(request, DEFERS) or 0)
     countdown = _countdown(task, why.remaining_seconds, defers)
-    try:
-        _publish_copy(task, request, countdown, _copy_headers(request, why, defers))
-    except Exception as error:  # noqa: BLE001  # whatever keeps it from being published, the message must not be lost
+    headers = _copy_headers(request, why, defers)
+    while (failure := _try_to_copy(task, request, countdown, headers)) is not None:
         pause = random.uniform(*_REJECT_PAUSE_SECONDS)  # noqa: S311  # spreads retries, guards nothing
-        _log.warning("task %s could not be deferred, back to the queue in %.1f s: %s", request.id, pause, error)
+        then = "back to the queue" if task.acks_late else "tried again"
+        if not task.acks_late and not isinstance(failure, _away(task)):
+            raise failure
+        _log.warning("task %s could not be deferred, %s in %.1f s: %s", request.id, then, pause, failure)
         time.sleep(pause)
-        return Reject(reason=why.reason, requeue=True)
+        if task.acks_late:
+            return Reject(reason=why.reason, requeue=True)
     report.deferred(why.subject, countdown, why.reason)
     return Ignore(why.reason)
+
+
+def unpublished(task: "Task[Any, Any]", reject: Reject, subject: report.Subject) -> BaseException:
+    """What ends a run whose retry was not published: it comes again, unless no broker would ever take that."""
+    failure: Any = reject.reason  # type: ignore[attr-defined]  # not in its stubs
+    if isinstance(failure, Exception) and not isinstance(failure, _away(task)):
+        return failure
+    return Deferral(f"its retry could not be published: {failure}", subject)
+
+
+def tell_started(task: "Task[Any, Any]", request: Context) -> None:
+    """Store the state STARTED: Celery would for each delivery, and so over the end of a run that has failed."""
+    where = {"pid": os.getpid(), "hostname": request.hostname}
+    try:
+        task.backend.store_result(str(request.id), where, states.STARTED, request=request)
+    except Exception as error:  # noqa: BLE001  # whatever it is, the run itself can go on
+        _log.warning("task %s has started, which cannot be stored: %s", request.id, error)
 
 
 def skipped(why: Skip) -> dict[str, str]:
@@ -146,6 +189,22 @@ def _copy_headers(request: Context, why: Deferral, defers: int) -> dict[str, Any
     elif is_redelivery(request):
         headers.setdefault(COPY, 0)  # the broker's flag does not travel with a copy
     return headers
+
+
+def _try_to_copy(
+    task: "Task[Any, Any]", request: Context, countdown: float, headers: dict[str, Any]
+) -> Exception | None:
+    try:
+        _publish_copy(task, request, countdown, headers)
+    except Exception as error:  # noqa: BLE001  # whatever keeps it from being published, the message must not be lost
+        return error
+    return None
+
+
+def _away(task: "Task[Any, Any]") -> tuple[type[BaseException], ...]:
+    """What says that the broker takes nothing now, and may later."""
+    connection = task.app.connection_for_write()
+    return (OperationalError, *connection.connection_errors, *connection.channel_errors)
 
 
 def _publish_copy(task: "Task[Any, Any]", request: Context, countdown: float, headers: dict[str, Any]) -> None:

@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, ClassVar, NoReturn, Protocol
 
-from celery import Celery, Task
+from celery import Celery, Task, states
+from celery.exceptions import Reject
 from celery.signals import task_postrun
 
-from qx_cache_celery import delivery
+from qx_cache_celery import delivery, report
 from qx_cache_celery.abort import Watched, aborted_when_lost
 from qx_cache_celery.advice import Advice
 from qx_cache_celery.interrupt import TaskLease
@@ -16,6 +17,7 @@ from qx_cache_celery.runtime import Runtime, runtime_of
 from qx_cache_celery.visibility import VisibilityHeartbeat
 
 Proceed = Callable[[], Any]
+_ENDS = (states.SUCCESS, states.FAILURE, states.RETRY, states.IGNORED, states.REJECTED)
 
 
 class Run:
@@ -32,15 +34,23 @@ class Run:
         self.request = task.request
         self.options = task.qx_options
         self.lease = TaskLease()
+        self.subject = report.Subject(task, self.id, self.id)
+        """What is told about; each guard says it better, the outermost last."""
         self.idempotency: Any = None
         self.tx: Any = None
         """The transaction, while the body runs in one."""
         self.began = False
         """True once the body has begun: until then nothing can have been done."""
+        self.claim: Any = None
+        """What the task claimed in the queue when it was published."""
+        self.lock_place: tuple[str, str] | None = None
+        """Namespace and name of the lock that the run needs."""
+        self.locked: Callable[[Proceed], Any] | None = None
+        """What takes the lock around a transaction, so that it is free only after the commit."""
         self.watched: list[Watched] = []
         """What the body is ended for when it is lost."""
         self.before_retry: list[Callable[[], None]] = []
-        self.after: list[Callable[[], None]] = []
+        self._steps: dict[str, list[Callable[[], None]]] = {}
 
     @property
     def runtime(self) -> Runtime:
@@ -52,8 +62,22 @@ class Run:
         """Task id."""
         return str(self.request.id)
 
+    def when_told(self, step: Callable[[], None], *ends: str) -> None:
+        """Take this step once Celery has stored that the task ended so, or at all, and dispatched what follows."""
+        for end in ends or _ENDS:
+            self._steps.setdefault(end, []).append(step)
+
+    def put_off(self) -> None:
+        """Nothing has been told: the delivery comes again."""
+        self._steps.clear()
+
+    def told(self, state: str | None) -> None:
+        """Celery is done with the task."""
+        for step in self._steps.pop(state or "", ()):
+            step()
+
     def end_for_retry(self) -> None:
-        """Record the end of this attempt before its retry is published, the innermost guard first."""
+        """Make room for the retry before it is published, the innermost guard first."""
         while self.before_retry:
             self.before_retry.pop()()
 
@@ -80,18 +104,23 @@ class GuardedTask(Task):  # type: ignore[type-arg]  # generic in its stubs only
     Request = "qx_cache_celery.steps:GuardedRequest"
 
     qx_options: ClassVar[TaskOptions]
+    qx_track_started: ClassVar[bool] = False
+    """Whether STARTED is to be stored when a body begins; Celery stores it before it is known whether one does."""
     qx_tx: ClassVar[Any] = None
     """The option ``tx``, as the class has it."""
     qx_record_guard: ClassVar[Any] = None
     """What makes the guard of a run that is to be recorded: ``Callable[[Run], Guard]``."""
     qx_lock_guard: ClassVar[Any] = None
     """The same, of a run that needs a lock."""
+    qx_queue_guard: ClassVar[Any] = None
+    """The same, of a run that may have a claim in the queue."""
 
     @classmethod
     def on_bound(cls, app: Celery) -> None:
         """Check the options, at definition."""
         super().on_bound(app)
         cls.qx_options = take_options(cls)
+        cls.qx_track_started, cls.track_started = cls.qx_track_started or bool(cls.track_started), False
         app.steps["consumer"].update({Advice, VisibilityHeartbeat})
         task_postrun.connect(_after_run, dispatch_uid="qx_cache_celery.after_run", weak=False)
 
@@ -103,12 +132,19 @@ class GuardedTask(Task):  # type: ignore[type-arg]  # generic in its stubs only
         run.request.__dict__["qx_run"] = run  # inherited by calls inside the run, which pass through
 
         def body() -> Any:
-            with aborted_when_lost(*run.watched) if run.watched else nullcontext():
+            if self.qx_track_started and not delivery.result_is_ignored(self, run.request):
+                delivery.tell_started(self, run.request)
+            with aborted_when_lost(*run.watched) if run.watched else nullcontext() as stand_down:
                 run.began = True
+                if stand_down is not None:
+                    run.lease.when_told(stand_down)
                 return super(GuardedTask, self).__call__(*args, **kwargs)
 
         proceed: Proceed = body
-        for guard in (self.qx_lock_guard, self.qx_record_guard):  # the record is the outer one
+        guards = [self.qx_lock_guard, self.qx_record_guard, self.qx_queue_guard]  # the last is the outermost
+        if None not in {self.qx_lock_guard, self.qx_record_guard, self.qx_options.value(self.app, "tx")}:
+            run.locked = guards.pop(0)(run).around
+        for guard in guards:
             if guard is not None:
                 proceed = _entered(guard(run), proceed)
         try:
@@ -116,15 +152,37 @@ class GuardedTask(Task):  # type: ignore[type-arg]  # generic in its stubs only
         except delivery.Skip as why:
             return delivery.skipped(why)
         except delivery.Deferral as why:
+            run.put_off()
             reason = why
         raise delivery.defer(self, run.request, reason)
 
-    def retry(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """As ``celery.Task.retry``; the claim and the lock are given back before the retry is published."""
+    def retry(  # noqa: PLR0917  # as Celery has it
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        exc: Exception | None = None,
+        throw: bool = True,  # noqa: FBT001, FBT002
+        eta: Any = None,
+        countdown: float | None = None,
+        max_retries: int | None = None,
+        **options: Any,
+    ) -> NoReturn:
+        """As ``celery.Task.retry``; the claim and the lock are given back before the retry is published.
+
+        Where the broker takes nothing the delivery is put off, and the run comes again; Celery would drop it.
+        """
         run = delivery.run_of(self.request)
         if run is not None:
-            run.end_for_retry()
-        return super().retry(*args, **kwargs)  # type: ignore[misc, no-any-return, unused-ignore]  # throw=False returns
+            limit = self.max_retries if max_retries is None else max_retries
+            if limit is None or (self.request.retries or 0) < limit:
+                run.end_for_retry()
+            options["headers"] = delivery.headers_of_retry(self.request, options.get("headers"))
+        try:
+            return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)  # type: ignore[misc, no-any-return, unused-ignore]  # throw=False returns
+        except Reject as reject:
+            if run is None:
+                raise
+            raise delivery.unpublished(self, reject, run.subject) from reject
 
     @property
     def lease(self) -> TaskLease:
@@ -139,6 +197,5 @@ def _entered(guard: Guard, proceed: Proceed) -> Proceed:
 
 def _after_run(task: Any = None, state: str | None = None, **_: Any) -> None:
     run = delivery.run_of(task.request) if isinstance(task, GuardedTask) else None
-    if run is not None and state == "SUCCESS":
-        for step in run.after:
-            step()
+    if run is not None:
+        run.told(state)

@@ -6,7 +6,7 @@ from typing import Any
 from celery import Celery, current_task
 from celery.result import AsyncResult
 
-from qx_cache import Duration, Outcome, SyncIdempotencyStore
+from qx_cache import Duration, InvalidValueError, Outcome, SyncIdempotencyStore
 from qx_cache_celery import delivery
 from qx_cache_celery.guard import GuardedTask, Run
 from qx_cache_celery.identity import KeySpec, key_name
@@ -120,16 +120,32 @@ class IdempotentTask(GuardedTask):
         Raises:
             RuntimeError: There is none now.
         """
-        run = delivery.run_of(self.request)
-        found = run.tx if run is not None else self._inside()
+        found = self._open_tx()
         if found is None:
             raise RuntimeError(
                 f"task {self.name} is in no transaction now: it has no tx option, or its body is over"
             )
-        return found  # type: ignore[no-any-return]
+        return found
+
+    def _open_tx(self) -> Transaction | None:
+        run = delivery.run_of(self.request)
+        return run.tx if run is not None else self._inside()  # type: ignore[no-any-return]
 
     def _inside(self) -> Any:
         return self.request.__dict__.get("qx_tx")
+
+    def replace(self, sig: Any) -> Any:
+        """As ``celery.Task.replace``, but not in a transaction: what the body wrote would be rolled back.
+
+        Raises:
+            InvalidValueError: The task has ``tx``; stage what follows, ``self.tx.stage(sig)``.
+        """
+        if self._open_tx() is not None:
+            raise InvalidValueError(
+                f"task {self.name}: replace() would roll back what this body wrote; stage what follows by "
+                "self.tx.stage"
+            )
+        return super().replace(sig)
 
     @property
     def idempotency(self) -> Idempotency | None:

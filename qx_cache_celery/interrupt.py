@@ -1,6 +1,6 @@
 """Telling a running task that its lease is gone."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from qx_cache import Lease, LeaseLostError, LeaseState
 
@@ -31,6 +31,11 @@ class TaskLease:
 
     def __init__(self, leases: Iterable[Lease] = ()) -> None:
         self._leases = list(leases)
+        self._when_told: list[Callable[[], None]] = []
+
+    def when_told(self, listener: Callable[[], None]) -> None:
+        """Call ``listener`` before ``ensure`` raises: the body knows then, and need not be told again."""
+        self._when_told.append(listener)
 
     def hold(self, lease: Lease) -> None:
         """Add what the run holds as well. Called by the guards."""
@@ -64,4 +69,6 @@ class TaskLease:
             try:
                 lease.ensure()
             except LeaseLostError as error:
+                for listener in self._when_told:
+                    listener()
                 raise LeaseLost(str(error)) from error

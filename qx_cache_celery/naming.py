@@ -10,6 +10,14 @@ HEADER = "idempotency_key"
 """Names the key of one call, from whatever producer; goes before the task's option of this name."""
 CONFLICT_HEADER = "qx_on_conflict"
 """What this call does while another task holds its lock; goes before the task's option."""
+DUPLICATE_HEADER = "qx_on_duplicate"
+"""What this call does while another task is queued; goes before the task's option."""
+NUMBER_HEADER = "qx_number"
+"""Which of the publications under one lock this is, and its task id (``on_conflict="keep_latest"``)."""
+CLAIM_HEADER = "qx_claim"
+"""Namespace and name that this publication has claimed in the queue (``lock_mode``)."""
+TICK_HEADER = "qx_tick"
+"""Of a task that beat dispatched: the entry and the time that it was due."""
 
 
 def record_name(task: Any, request: Any, args: Any, kwargs: Any) -> str:
@@ -44,3 +52,14 @@ def lock_name(task: Any, args: Any, kwargs: Any) -> str:
         return key_name(task.name, "key", maker.text(args, kwargs))
     given = task.qx_options.arguments.all_encoded(args, kwargs)
     return key_name(task.name, "args", digest(given.encode()))
+
+
+def numbered(number: int, task_id: str) -> str:
+    """What ``NUMBER_HEADER`` says of a publication."""
+    return f"{number} {task_id}"
+
+
+def number_in(told: Any, task_id: str) -> int:
+    """The number of this task; 0 where it has none, as where the header of another one was passed on."""
+    number, _, whose = str(told or "").partition(" ")
+    return int(number) if whose == task_id and number.isdigit() else 0

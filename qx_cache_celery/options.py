@@ -32,16 +32,22 @@ DEFAULTS: Mapping[str, Any] = {
     "lock_timeout": 5.0,
     "min_hold": 0.0,
     "doubt_limit": None,
+    "lock_mode": "while_executing",
+    "on_duplicate": "return",
+    "claim_ttl": 3600.0,
 }
 _WORDS = {
     "on_store_error": ("defer", "raise", "run"),
-    "on_conflict": ("skip", "defer", "raise"),
+    "on_conflict": ("skip", "defer", "raise", "keep_latest"),
+    "lock_mode": ("while_executing", "until_executing", "until_executed", "until_and_while_executing"),
+    "on_duplicate": ("return", "raise"),
     "on_in_progress": ("defer", "wait", "raise"),
     "on_interrupted": ("rerun", "unknown"),
     "on_lease_lost": ("abort", "continue"),
 }
 _DURATIONS = (
     "result_ttl", "lease_ttl", "lock_ttl", "heartbeat_interval", "lock_timeout", "min_hold", "doubt_limit",
+    "claim_ttl",
 )  # fmt: skip
 _KEYS = ("idempotency_key", "lock_key")
 _ALIASES = {"unique_on": "lock_key", "lock_expiry": "lock_ttl"}
@@ -49,7 +55,11 @@ _RECORD_OPTIONS = (
     "idempotency_key", "fingerprint", "result_ttl", "lease_ttl", "on_in_progress", "on_interrupted",
     "max_interruptions", "keep_failures", "tx", "lock_timeout",
 )  # fmt: skip
-_LOCK_OPTIONS = ("lock_key", "lock_ttl", "on_conflict", "min_hold")
+_LOCK_OPTIONS = (
+    "lock_key", "lock_ttl", "on_conflict", "min_hold", "lock_mode", "on_duplicate", "claim_ttl",
+)  # fmt: skip
+_OF_A_LOCK = ("lock_ttl", "on_conflict", "min_hold")
+_OF_A_CLAIM = ("on_duplicate", "claim_ttl")
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,19 @@ class TaskOptions:
         return interval_for(ttl_seconds, self.value(app, "heartbeat_interval"))
 
 
+def lock_mode(task: Any) -> str:
+    """The ``lock_mode`` of a guarded task.
+
+    Raises:
+        InvalidValueError: It makes no sense with ``on_conflict``, of the task or of the app.
+    """
+    options: TaskOptions = task.qx_options
+    mode = options.value(task.app, "lock_mode")
+    if mode != "while_executing":
+        check_latest(task.name, options.value(task.app, "on_conflict"), mode)
+    return str(mode)
+
+
 def take_options(task: type[Any]) -> TaskOptions:
     """Read and check the options of a task class that is being bound.
 
@@ -104,6 +127,7 @@ def take_options(task: type[Any]) -> TaskOptions:
     for name, value in given.items():
         if value is not UNSET and name in DEFAULTS:
             check_option(task.name, name, value)
+    _check_mode(task.name, given)
     for ttl in ("lease_ttl", "lock_ttl"):
         if given[ttl] is not UNSET and given["heartbeat_interval"] is not UNSET:
             _check_interval(task.name, given[ttl], given["heartbeat_interval"])
@@ -137,6 +161,37 @@ def _check_bases(task: type[Any], given: Mapping[str, Any]) -> None:
                     f"task {task.name}: {name} is an option of {base}, which this task is not; add that base "
                     f"class, or leave {name} out"
                 )
+
+
+def _check_mode(task_name: str, given: Mapping[str, Any]) -> None:
+    """Refuse what a ``lock_mode`` makes no sense with."""
+    mode = given["lock_mode"]
+    for name in _OF_A_CLAIM:
+        if given[name] is not UNSET and mode in {UNSET, "while_executing"}:
+            raise InvalidValueError(
+                f"task {task_name}: {name} says what becomes of a publication while another one is queued, and "
+                "nothing is claimed at publication; give a lock_mode that begins with 'until', or leave it out"
+            )
+    for name in _OF_A_LOCK:
+        if given[name] is not UNSET and mode == "until_executing":
+            raise InvalidValueError(
+                f"task {task_name}: {name} is of the lock that is held during a run, and lock_mode "
+                "'until_executing' has none; use 'until_and_while_executing', or leave it out"
+            )
+    check_latest(task_name, given["on_conflict"], mode)
+
+
+def check_latest(task_name: str, on_conflict: Any, mode: Any) -> None:
+    """Refuse ``"keep_latest"`` where a publication may be answered by an older one.
+
+    Raises:
+        InvalidValueError: Names the task and what would be right.
+    """
+    if on_conflict == "keep_latest" and mode not in {UNSET, "while_executing"}:
+        raise InvalidValueError(
+            f"task {task_name}: on_conflict 'keep_latest' publishes every call and runs the newest, but lock_mode "
+            f"{mode!r} lets an older one that is queued stand for a newer one; leave one of them out"
+        )
 
 
 def _moved_tx(task: type[Any], tx: Any) -> Any:

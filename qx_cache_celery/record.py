@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from celery import states
 from celery.exceptions import Ignore, Reject, Retry
 
 from qx_cache import (
@@ -37,6 +38,7 @@ _log = logging.getLogger("qx_cache_celery.task")
 RERUN = object()
 """What an ``on_interrupted`` callable returns to have the body run again."""
 _WAIT_SECONDS = 10.0
+_RETRY = f"{Retry.__module__}.{Retry.__qualname__}"
 _RECORD_PATIENCE_SECONDS = 60.0
 """An effect without a record is what makes a second one: its record is worth a worker slot for this long."""
 _NAMESPACE = uuid.UUID("6b0cf5a8-5c1f-5f53-9d0c-0f0a4d1c8f11")
@@ -80,8 +82,8 @@ class RecordGuard:
         self._lease_ttl = options.duration(app, "lease_ttl")
         self._interval = options.interval(app, self._lease_ttl)
         self._policy = options.value(app, "on_store_error")
-        self._subject = report.Subject(run.task, run.request, self._key)
-        self._released = False
+        self._subject = run.subject = report.Subject(run.task, run.id, self._key)
+        self._released = self._retried = False
         self._patience_seconds = max(self._lease_ttl, _RECORD_PATIENCE_SECONDS)
 
     @property
@@ -104,17 +106,19 @@ class RecordGuard:
                 return self._replay(outcome)
             case Interrupted():
                 return self._interrupted(outcome, proceed)
+            case Ended():
+                return self._repeat_end(outcome, proceed)
             case _:
                 return self._refuse(outcome)
 
-    def _claim(self, *, takeover: bool | None = None) -> Outcome:
+    def _claim(self, *, takeover: bool | None = None, redelivery: bool | None = None) -> Outcome:
         request = self._run.request
         outcome = self._store.claim(
             self._key,
             holder=self._run.id,
             fingerprint=fingerprint(self._run.task, request, self._run.args, self._run.kwargs),
             retries=request.retries or 0,
-            redelivery=delivery.is_redelivery(request),
+            redelivery=delivery.is_redelivery(request) if redelivery is None else redelivery,
             takeover=self._on_interrupted == "rerun" if takeover is None else takeover,
             wait_seconds=_WAIT_SECONDS if self._on_in_progress == "wait" else 0,
         )
@@ -142,10 +146,22 @@ class RecordGuard:
                     insures=outcome.fence,
                     remaining_seconds=outcome.remaining_seconds,
                 )
-            case Ended():
-                raise delivery.ended(self._subject, f"its run {outcome.fence} has ended")
             case _:
                 refuse(outcome)
+
+    def _repeat_end(self, ended: Ended, proceed: Proceed) -> Any:
+        """Nothing is left to do, unless a crash came before a failure was told, or a retry published."""
+        if ended.failure is None:
+            raise delivery.ended(self._subject, f"its run {ended.fence} has ended")
+        left = self._lease_ttl - ended.age_seconds
+        if left > 0:  # the first delivery may be about to
+            raise delivery.Deferral(
+                "its end is being told", self._subject, insures=ended.fence, remaining_seconds=left
+            )
+        if ended.failure.error_type == _RETRY:
+            return self._decide(self._claim(redelivery=False), proceed)
+        self._run.when_told(lambda: self._finalise(ended.fence), states.FAILURE)
+        return refuse(ended.failure)
 
     def _replay(self, done: Done) -> Any:
         task, request = self._run.task, self._run.request
@@ -159,7 +175,7 @@ class RecordGuard:
                     "its result is being passed on", self._subject, insures=done.fence, remaining_seconds=left
                 )
             if follows:
-                self._run.after.append(lambda: self._finalise(done.fence))
+                self._run.when_told(lambda: self._finalise(done.fence), states.SUCCESS)
         if not done.kept and not delivery.result_is_ignored(task, request):
             raise ResultNotKeptError(self._key)
         self._run.idempotency = Idempotency(self._key, done.fence, 0, replayed=True)
@@ -196,7 +212,7 @@ class RecordGuard:
         run, heartbeat = self._run, self._run.runtime.heartbeat
         if claim.takeover:
             report.taken_over(self._subject, claim)
-            if claim.attempt > self._max_interruptions:
+            if claim.attempt > self._max_interruptions and not self._ended_elsewhere():
                 error = RepeatedlyInterruptedError(self._key, claim.attempt - 1)
                 self._fail(claim, error)
                 raise error
@@ -204,13 +220,17 @@ class RecordGuard:
         run.lease.hold(claim.lease)
         if self._on_lease_lost == "abort":
             run.watched.append((claim.lease, self._doubt_limit))
-        run.before_retry.append(lambda: self._release(claim))
+        run.before_retry.append(lambda: self._before_retry(claim))
         heartbeat.add(claim.lease, self._interval)
         try:
             result = self._proceed(claim, proceed)
-            return result if self._released else self._complete(claim, result)
+            return self._complete(claim, result)
         finally:
             heartbeat.remove(claim.lease)
+
+    def _ended_elsewhere(self) -> bool:
+        """True where the run is known to have ended, though its record does not say so."""
+        return False
 
     def _held(self, claim: Claimed, proceed: Proceed) -> Any:  # noqa: ARG002  # for who does more
         """Let the run proceed with the claim."""
@@ -240,13 +260,15 @@ class RecordGuard:
             if self._keep_failures:
                 self._fail(claim, error)
             else:
-                self._release(claim)
+                self._release(claim, error)
             raise
         except BaseException:  # the process is told to go, or a lock was refused
             self._hand_back(claim)
             raise
 
     def _complete(self, claim: Claimed, result: Any) -> Any:
+        if self._retried:  # the body went on after retry(throw=False), and the retry says how the task ends
+            return result
         task, request = self._run.task, self._run.request
         ignored, follows = delivery.result_is_ignored(task, request), delivery.dispatches(request)
         nothing_follows = ignored and not follows
@@ -257,7 +279,7 @@ class RecordGuard:
             if not ignored:
                 raise (error.__cause__ or error) from None
         if follows:
-            self._run.after.append(lambda: self._finalise(claim.fence))
+            self._run.when_told(lambda: self._finalise(claim.fence), states.SUCCESS)
         return result
 
     def _store_result(self, claim: Claimed, result: Any, *, finalised: bool, kept: bool = True) -> None:
@@ -267,9 +289,24 @@ class RecordGuard:
             lambda: self._store.complete(claim, result, kept=kept, finalised=finalised, mirrored=mirrored),
         )
 
-    def _release(self, claim: Claimed) -> None:
-        if not self._released:
-            self._released = True
+    def _before_retry(self, claim: Claimed) -> None:
+        """End the run before its retry is published, which may start at once.
+
+        Until that is known to be out a redelivery does not take the run for ended: after a crash it runs again.
+        """
+        self._released = self._retried = True
+        self._record(claim, lambda: self._store.release(claim, Retry()))
+        self._run.when_told(lambda: self._finalise(claim.fence))
+
+    def _release(self, claim: Claimed, failure: Exception | None = None) -> None:
+        """Record that the run has ended; with its failure, where somebody is to learn of that."""
+        if self._released:
+            return
+        self._released = True
+        if failure is not None and delivery.failure_is_told(self._run.task, self._run.request):
+            self._record(claim, lambda: self._store.release(claim, failure))
+            self._run.when_told(lambda: self._finalise(claim.fence), states.FAILURE)
+        else:
             self._record(claim, lambda: self._store.release(claim))
 
     def _fail(self, claim: Claimed, error: Exception) -> None:
@@ -307,4 +344,4 @@ class RecordGuard:
         try:
             self._store.finalise(self._key, fence)
         except StoreUnavailableError as error:
-            _log.warning("task %s: its result stays unmarked, a redelivery repeats it: %s", self._run.id, error)
+            _log.warning("task %s: its end stays unmarked, a redelivery repeats it: %s", self._run.id, error)

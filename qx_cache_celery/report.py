@@ -9,7 +9,6 @@ import logging
 from typing import Any
 
 from celery import Task
-from celery.app.task import Context
 from celery.utils.dispatch import Signal
 
 from qx_cache import Claimed, Done, Interrupted, StoreError, digest
@@ -24,13 +23,13 @@ class Subject:
 
     Args:
         task: The task.
-        request: Its delivery.
+        task_id: Of the delivery.
         key: Name of the record or of the lock.
         lock: True where ``key`` names a lock.
     """
 
-    def __init__(self, task: "Task[Any, Any]", request: Context, key: str, *, lock: bool = False) -> None:
-        self._task, self._id, self.key, self._lock = task, str(request.id), key, lock
+    def __init__(self, task: "Task[Any, Any]", task_id: str, key: str, *, lock: bool = False) -> None:
+        self._task, self._id, self.key, self._lock = task, task_id, key, lock
 
     def log(self, level: int, event: str, message: str, *args: Any, **fields: Any) -> None:
         """One line; ``message`` begins with "task %s" for the task id."""
@@ -83,6 +82,19 @@ def skipped(subject: Subject, reason: str, holder: str) -> None:
     fields = {"holder_task_id": holder, "outcome": reason}
     subject.log(logging.INFO, "skipped", "task %s skipped: %s by %s", reason, holder, **fields)
     subject.send(signals.task_skipped, reason=reason, holder=holder)
+
+
+def already_queued(subject: Subject, other: str, *, running: bool) -> None:
+    """A task was not published, because another one of its name is queued or running."""
+    fields = {"holder_task_id": other, "outcome": "already_running" if running else "already_queued"}
+    message = "task %s not published: task %s is " + ("running" if running else "queued")
+    subject.log(logging.INFO, "already_queued", message, other, **fields)
+    subject.send(signals.task_already_queued, holder=other, running=running)
+
+
+def unclaimed(subject: Subject, error: StoreError) -> None:
+    """A task is published although nobody can tell whether it is queued already, or which is the newest."""
+    subject.log(logging.WARNING, "unclaimed", "task %s published unchecked: %s", error, outcome="error")
 
 
 def ended(subject: Subject, how: str) -> None:

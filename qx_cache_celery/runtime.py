@@ -2,10 +2,12 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
 from kombu.utils.functional import retry_over_time
 from pydantic import SecretStr
 
@@ -16,6 +18,7 @@ from qx_cache import (
     StoreUnavailableError,
     SyncDistributedLock,
     SyncIdempotencyStore,
+    SyncPublishing,
     create_sync_client,
     process_prefix,
 )
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _ATTRIBUTE = "_qx_cache_runtimes"
+_HASTY_SECONDS = 0.5
+_REST_SECONDS = 5.0
 _SOCKET_TIMEOUT_SECONDS = 2.0
 """Shorter than the client's own default: a task that waits for Redis holds up a worker slot."""
 
@@ -45,6 +50,8 @@ class Runtime:
         self._app = app
         self._making = threading.Lock()
         self._client: redis.Redis | None = None
+        self._hasty: redis.Redis | None = None
+        self._hints_rest_until = 0.0
         self._heartbeat: Heartbeat | None = None
         self._stores: dict[tuple[float, float], SyncIdempotencyStore] = {}
         self._databases: dict[Any, Database] = {}
@@ -101,6 +108,26 @@ class Runtime:
             self._inboxes[named] = Inbox(self._databases[tx], namespace(self._app), named[1])
         return self._inboxes[named]
 
+    def hint(self, space: str, ask: Callable[[SyncPublishing], T]) -> T:
+        """Ask for, or tell, what is only a hint of tasks that are published, in the namespace ``space``.
+
+        Nobody waits for it long: each of four tries may take half a second, and when there was no answer, the next
+        few seconds go without.
+
+        Raises:
+            StoreError: No usable answer, now or a moment ago.
+        """
+        if time.monotonic() < self._hints_rest_until:
+            raise StoreUnavailableError("publish", "the Redis of the locks", "it did not answer a moment ago")
+        try:
+            with self._making:
+                if self._hasty is None:
+                    self._hasty = create_sync_client(settings_within(self._app, _HASTY_SECONDS))
+            return ask(SyncPublishing(self._hasty, namespace=space))
+        except StoreUnavailableError:
+            self._hints_rest_until = time.monotonic() + _REST_SECONDS
+            raise
+
     def lock(
         self, name: str, *, ttl: float, holder: str = "", guarded: GuardedRun | None = None, min_hold: float = 0.0
     ) -> SyncDistributedLock:
@@ -127,11 +154,20 @@ def runtime_of(app: Celery) -> Runtime:
 
 
 def insist(call: Callable[[], T], patience_seconds: float) -> T:
-    """Repeat ``call`` while Redis cannot be reached, for ``patience_seconds`` at most.
+    """Write how a run ended: repeat ``call`` while Redis cannot be reached, for ``patience_seconds`` at most.
+
+    A soft time limit, of which there is one, is too late now, for the body has kept to it: ``call`` begins anew.
 
     Raises:
         StoreUnavailableError: It could not be reached all that time.
     """
+    try:
+        return _repeated(call, patience_seconds)
+    except SoftTimeLimitExceeded:
+        return _repeated(call, patience_seconds)
+
+
+def _repeated(call: Callable[[], T], patience_seconds: float) -> T:
     return retry_over_time(
         call,
         StoreUnavailableError,
@@ -147,8 +183,10 @@ def store_settings(app: Celery) -> CacheSettings:
     settings = CacheSettings(url=SecretStr(backend_url(app)))
     if "socket_timeout_seconds" in settings.model_fields_set:
         return settings
-    shorter = {
-        "socket_timeout_seconds": _SOCKET_TIMEOUT_SECONDS,
-        "socket_connect_timeout_seconds": _SOCKET_TIMEOUT_SECONDS,
-    }
-    return settings.model_copy(update=shorter)
+    return settings_within(app, _SOCKET_TIMEOUT_SECONDS)
+
+
+def settings_within(app: Celery, timeout_seconds: float) -> CacheSettings:
+    """The same with timeouts of one's own, whatever the environment says of them."""
+    shorter = {"socket_timeout_seconds": timeout_seconds, "socket_connect_timeout_seconds": timeout_seconds}
+    return CacheSettings(url=SecretStr(backend_url(app))).model_copy(update=shorter)

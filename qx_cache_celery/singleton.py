@@ -1,164 +1,19 @@
 """``SingletonTask``: one run at a time."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from celery.exceptions import Reject
 from celery.result import AsyncResult
 
-from qx_cache import (
-    Acquired,
-    CacheError,
-    Duration,
-    GuardedRun,
-    Lease,
-    LockInfo,
-    LockNotHeldError,
-    RunEnded,
-    StoreError,
-    SyncDistributedLock,
-    Taken,
-)
-from qx_cache_celery import delivery, report
-from qx_cache_celery.guard import GuardedTask, Proceed, Run
+from qx_cache import Duration, InvalidValueError, LockInfo, SyncDistributedLock, SyncPublishing
+from qx_cache_celery.exclusion import LockGuard
+from qx_cache_celery.guard import GuardedTask
 from qx_cache_celery.identity import KeySpec
-from qx_cache_celery.interrupt import LeaseLost
-from qx_cache_celery.naming import CONFLICT_HEADER, lock_name
-from qx_cache_celery.options import check_option
-from qx_cache_celery.runtime import insist, runtime_of
-
-_log = logging.getLogger("qx_cache_celery.task")
-_SHORTEST_MEMORY_SECONDS = 3600.0
-
-
-class AlreadyRunningError(CacheError):
-    """Another task holds the lock, and ``on_conflict="raise"`` was asked for.
-
-    Args:
-        name: The lock's name.
-        holder_task_id: Who holds it.
-    """
-
-    def __init__(self, name: str, holder_task_id: str) -> None:
-        super().__init__(name, holder_task_id)
-        self.name, self.holder_task_id = name, holder_task_id
-
-    def __str__(self) -> str:
-        return f"the lock {self.name!r} is held by task {self.holder_task_id}"
-
-
-class LockGuard:
-    """Takes a run through its lock: acquire, skip or defer, and the release."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._key = lock_name(run.task, run.args, run.kwargs)
-        self._subject = report.Subject(run.task, run.request, self._key, lock=True)
-        app, options = run.task.app, run.options
-        self._ttl = options.duration(app, "lock_ttl")
-        self._interval = options.interval(app, self._ttl)
-        self._policy = options.value(app, "on_store_error")
-        self._on_lease_lost = options.value(app, "on_lease_lost")
-        doubt_limit = options.value(app, "doubt_limit")
-        self._doubt_limit = 0.0 if doubt_limit is None else doubt_limit
-        self._min_hold = options.duration(app, "min_hold")
-        self._released = self._told = False
-
-    def around(self, proceed: Proceed) -> Any:
-        """Proceed under the lock; raise what ends any other delivery."""
-        try:
-            lock = self._run.runtime.lock(
-                self._key, ttl=self._ttl, holder=self._run.id, guarded=self._guarded(), min_hold=self._min_hold
-            )
-            attempt = lock.attempt()
-        except StoreError as error:
-            if self._policy == "raise":
-                raise
-            if self._policy == "defer":
-                raise delivery.Deferral(f"store error: {error}", self._subject) from error
-            report.unguarded(self._subject, error)
-            return proceed()
-        match attempt:
-            case Acquired():
-                return self._work(lock, proceed)
-            case RunEnded():
-                raise delivery.ended(self._subject, "its run has ended")
-            case Taken():
-                raise self._conflict(attempt)
-
-    def _guarded(self) -> GuardedRun | None:
-        """What the lock is to remember; nothing where an idempotency record does."""
-        if self._run.task.qx_record_guard is not None:
-            return None
-        request = self._run.request
-        memory = max(_SHORTEST_MEMORY_SECONDS, 2 * delivery.visibility_timeout(self._run.task))
-        return GuardedRun(self._run.id, request.retries or 0, delivery.is_redelivery(request), memory)
-
-    def _conflict(self, taken: Taken) -> BaseException:
-        request, options = self._run.request, self._run.options
-        if delivery.is_same(request, taken.holder):
-            return delivery.Deferral(
-                "this task is running",
-                self._subject,
-                insures=taken.fence,
-                remaining_seconds=taken.remaining_seconds,
-            )
-        policy = delivery.header(request, CONFLICT_HEADER) or options.value(self._run.task.app, "on_conflict")
-        policy = policy or ("defer" if delivery.dispatches(request) else "skip")
-        if policy == "raise":
-            return AlreadyRunningError(self._key, taken.holder)
-        if policy == "skip":
-            return delivery.Skip("lock_held", self._subject, taken.holder)
-        return delivery.Deferral(
-            f"task {taken.holder} holds the lock", self._subject, remaining_seconds=taken.remaining_seconds
-        )
-
-    def _work(self, lock: SyncDistributedLock, proceed: Proceed) -> Any:
-        run, lease, heartbeat = self._run, lock.lease, self._run.runtime.heartbeat
-        run.lease.hold(lease)
-        if self._on_lease_lost == "abort":
-            run.watched.append((lease, self._doubt_limit))
-        run.before_retry.append(lambda: self._release(lock, lease, ended=True))
-        heartbeat.add(lease, self._interval)
-        ended = True
-        try:
-            return proceed()
-        except LeaseLost as error:
-            ended = False
-            if lease.valid():  # it is the record's claim that was lost
-                raise
-            self._tell(lease, error)
-            raise delivery.Deferral("its lock was lost", self._subject, insures=lease.fence) from error
-        except Reject as reject:
-            ended = not delivery.requeues(reject)
-            raise
-        except Exception:
-            raise
-        except BaseException:  # the process is told to go: the run has not ended in a recorded way
-            ended = False
-            raise
-        finally:
-            self._release(lock, lease, ended=ended)
-            heartbeat.remove(lease)
-
-    def _release(self, lock: SyncDistributedLock, lease: Lease, *, ended: bool) -> None:
-        """Give the lock back. The run is over, so what goes wrong here is logged and not raised."""
-        if self._released:
-            return
-        self._released = True
-        try:
-            insist(lambda: lock.release(ended=ended), patience_seconds=self._ttl)
-        except LockNotHeldError as error:
-            self._tell(lease, error)
-        except StoreError as error:
-            _log.warning("the lock of task %s is left to lapse: %s", self._run.id, error)
-
-    def _tell(self, lease: Lease, error: BaseException) -> None:
-        """Tell once that the lock is gone."""
-        if not self._told:
-            self._told = True
-            report.lease_lost(self._subject, lease.fence, str(error))
+from qx_cache_celery.naming import CONFLICT_HEADER, DUPLICATE_HEADER, lock_name
+from qx_cache_celery.options import check_latest, check_option, lock_mode, namespace
+from qx_cache_celery.publication import Publication
+from qx_cache_celery.queued import QueueGuard
+from qx_cache_celery.runtime import runtime_of
 
 
 class SingletonTask(GuardedTask):
@@ -182,7 +37,15 @@ class SingletonTask(GuardedTask):
       ``Exception``; ``"continue"``: it learns at ``self.lease.ensure()``, or at its end, only.
     - ``doubt_limit``: for how long the lock may be in doubt, as no renewal is confirmed, before the body is ended
       in the same way; 0 by default.
-    - ``on_conflict``: ``"skip"``, ``"defer"`` or ``"raise"``; ``apply_async(…, on_conflict=…)`` goes before it.
+    - ``on_conflict``: ``"skip"``, ``"defer"`` (order not promised), ``"raise"``, or ``"keep_latest"``: of all that
+      are published only the newest need run; what was published before it ends with a marker (``"superseded"``),
+      and it waits while another runs. ``apply_async(…, on_conflict=…)`` goes before it.
+    - ``lock_mode``: ``"while_executing"``; ``"until_executed"``: while one waits or runs nothing is published, and
+      its result is returned instead; ``"until_and_while_executing"``: while one waits; ``"until_executing"``: the
+      same, and several may run at once. Parts of a canvas, and calls with a ``task_id``, are always published.
+    - ``on_duplicate``: what a publication gets for which there is another: ``"return"`` its ``AsyncResult``,
+      ``"raise"``: ``AlreadyQueuedError``; ``apply_async(…, on_duplicate=…)`` goes before it.
+    - ``claim_ttl``: how long one may wait, besides its countdown, before it holds up others no more.
     - ``on_store_error``: ``"defer"``, ``"raise"`` or ``"run"``.
 
     Example:
@@ -194,6 +57,7 @@ class SingletonTask(GuardedTask):
 
     abstract = True
     qx_lock_guard = LockGuard
+    qx_queue_guard = QueueGuard
 
     lock_key: KeySpec = None
     lock_ttl: Duration | None = None
@@ -203,45 +67,90 @@ class SingletonTask(GuardedTask):
     doubt_limit: Duration | None = None
     on_conflict: str | None = None
     on_store_error: str | None = None
+    lock_mode: str | None = None
+    on_duplicate: str | None = None
+    claim_ttl: Duration | None = None
 
-    def apply_async(
+    def apply_async(  # noqa: PLR0917  # as Celery's
         self,
         args: Sequence[Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
-        *more: Any,
+        task_id: str | None = None,
+        producer: Any = None,
+        link: Any = None,
+        link_error: Any = None,
+        shadow: str | None = None,
+        *,
         on_conflict: str | None = None,
+        on_duplicate: str | None = None,
         **options: Any,
     ) -> "AsyncResult[Any]":
-        """As ``celery.Task.apply_async``; ``on_conflict`` goes before the task's own.
+        """As ``celery.Task.apply_async``; ``on_conflict`` and ``on_duplicate`` go before the task's own.
 
         Raises:
-            InvalidValueError: It is none of the words; nothing was published.
+            InvalidValueError: One is none of its words, or makes no sense for this task; nothing was published.
+            AlreadyQueuedError: With ``on_duplicate="raise"``: nothing was published.
+            KeyArgumentError: The arguments do not fit, and no name can be made of them; nothing was published.
         """
         if on_conflict is not None:
             check_option(self.name, "on_conflict", on_conflict)
-            options["headers"] = {**(options.get("headers") or {}), CONFLICT_HEADER: on_conflict}
-        return super().apply_async(args, kwargs, *more, **options)  # type: ignore[arg-type]
+            check_latest(self.name, on_conflict, lock_mode(self))
+        if on_duplicate is not None:
+            check_option(self.name, "on_duplicate", on_duplicate)
+        if options.get("chain") is not None:  # empty for the last, whose message does not tell it
+            on_conflict = on_conflict or self._conflict_in_a_chain(options.get("headers") or {})
+        options |= {"producer": producer, "link": link, "link_error": link_error, "shadow": shadow}
+        said = {CONFLICT_HEADER: on_conflict, DUPLICATE_HEADER: on_duplicate}
+        headers = {**(options.pop("headers", None) or {}), **{k: v for k, v in said.items() if v is not None}}
+
+        def send(known_id: str | None, headers: Mapping[str, Any]) -> "AsyncResult[Any]":
+            told = {**options, **({"headers": dict(headers)} if headers else {})}
+            return super(SingletonTask, self).apply_async(args, kwargs, known_id, **told)  # type: ignore[arg-type]
+
+        if self.app.conf.task_always_eager:
+            return send(task_id, headers)
+        return Publication(self, args, kwargs, task_id, headers, options).publish(send)
+
+    def _conflict_in_a_chain(self, headers: Mapping[str, Any]) -> str | None:
+        """What a part of a chain does, unless that was said."""
+        said = headers.get(CONFLICT_HEADER) or self.qx_options.value(self.app, "on_conflict")
+        return None if said else "defer"
 
     def lock_info(self, *args: Any, **kwargs: Any) -> LockInfo:
-        """Who holds the lock that a call with these arguments needs: task id, since when, fence, waiters.
+        """Who holds the lock that a call with these arguments needs: task id, since, fence; and who is queued.
 
         Raises:
             StoreError: Redis gave no usable answer.
         """
         return self._lock(args, kwargs).info()
 
-    def release_lock(self, *args: Any, fence: int, **kwargs: Any) -> bool:
-        """Free a lock whose holder is known to be gone; were it alive, it would learn that its lock is lost.
+    def release_lock(self, *args: Any, fence: int | None = None, queued: str | None = None, **kwargs: Any) -> bool:
+        """Free a lock whose holder is known to be gone, or the claim of a task that will never run.
+
+        Were the holder alive, it would learn that its lock is lost; were the task still queued, it would run all
+        the same.
 
         Args:
             args: As for the task.
             fence: Of the run that is meant, as ``lock_info`` shows it.
+            queued: Instead: id of the queued task that is meant, as ``lock_info`` shows it.
             kwargs: As for the task.
 
         Returns:
-            False when nobody holds it under that fence; nothing was changed.
+            False when nobody holds it under that fence, or that task has no claim; nothing was changed.
+
+        Raises:
+            InvalidValueError: Not just one of ``fence`` and ``queued`` was given.
         """
-        return self._lock(args, kwargs).release_lock(fence)
+        if (fence is None) == (queued is None):
+            raise InvalidValueError(
+                f"task {self.name}: release_lock needs the fence of a run, or the id of a queued task, as "
+                "lock_info shows them"
+            )
+        if queued is not None:
+            known = SyncPublishing(runtime_of(self.app).client, namespace=namespace(self.app))
+            return known.free(lock_name(self, args, kwargs), queued)
+        return self._lock(args, kwargs).release_lock(fence or 0)
 
     def _lock(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> SyncDistributedLock:
         ttl = self.qx_options.duration(self.app, "lock_ttl")

@@ -9,12 +9,14 @@ from typing import Any, cast
 
 from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined, unused-ignore]
 from billiard.exceptions import Terminated, WorkerLostError
+from celery.exceptions import Ignore, Reject, Retry
 from celery.worker.request import Request
 
 from qx_cache import CacheError, process_prefix
 from qx_cache_celery.guard import GuardedTask
 from qx_cache_celery.naming import lock_name, record_name
 from qx_cache_celery.options import owner_host
+from qx_cache_celery.queued import claim_in
 from qx_cache_celery.runtime import runtime_of
 
 _log = logging.getLogger("qx_cache_celery.task")
@@ -36,10 +38,24 @@ class GuardedRequest(Request):
         if isinstance(error, WorkerLostError | Terminated):
             self._abandon_claim(self)
             self._free_lock(self)
+        if not isinstance(error, Retry | Ignore | Reject):  # these go on, or were settled where the task ran
+            self._leave_queue()
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:  # noqa: FBT001
+        """End its claim in the queue before anybody can see that it is over."""
+        self._leave_queue()
+        super()._announce_revoked(reason, terminated, signum, expired)  # type: ignore[misc]  # not in its stubs
+
+    def _leave_queue(self) -> None:
+        claim = claim_in(self.task.app, self._context)  # type: ignore[attr-defined]  # as Celery does
+        if claim is not None:
+            claim.end()
 
     def on_timeout(self, soft: bool, timeout: float) -> None:  # noqa: FBT001
         """Free the lock once the child is dead, which is killed after this."""
+        if not soft:
+            self._leave_queue()
         super().on_timeout(soft, timeout)
         pid, task = self.worker_pid, cast("GuardedTask", self.task)
         if not soft and pid and task.qx_lock_guard is not None:

@@ -107,7 +107,7 @@ class TransactionGuard(RecordGuard):
             fingerprint="-" if said is None else digest(said.encode()),
         )
         run.idempotency = Idempotency(self._key, entry.fence, entry.attempt)
-        ended = self._transacted(entry, proceed)
+        ended = self._locked(entry, proceed)
         if isinstance(ended, Committed):
             self._publish(entry.fence, ended.staged)
             return ended.result
@@ -116,8 +116,20 @@ class TransactionGuard(RecordGuard):
             raise delivery.Deferral("its run was interrupted, and Redis is away", self._subject)
         return self._replay_row(ended, self._told(ended), fence=ended.fence)
 
+    def _ended_elsewhere(self) -> bool:
+        with self._reached():
+            row = self._inbox.look(self._key)
+        return row is not None and not row.interrupted
+
     def _held(self, claim: Claimed, proceed: Proceed) -> Any:
-        return self._transacted(entry_of(claim), proceed)
+        return self._locked(entry_of(claim), proceed)
+
+    def _locked(self, entry: Entry, proceed: Proceed) -> Committed | Row:
+        """The transaction, under the lock where the task needs one."""
+        if self._run.locked is None:
+            return self._transacted(entry, proceed)
+        ended: Committed | Row = self._run.locked(lambda: self._transacted(entry, proceed))
+        return ended
 
     def _complete(self, claim: Claimed, result: Committed | Row) -> Any:
         if isinstance(result, Row):
@@ -234,7 +246,7 @@ class TransactionGuard(RecordGuard):
             run.tx = None
         opened.settle()
         staged = tx.children.encoded()
-        if self._released:  # the body went on after retry(throw=False): its retry is to run
+        if self._retried:  # the body went on after retry(throw=False): its retry is to run
             self._inbox.withdraw(opened, self._key, entry)
         else:
             self._inbox.finish(opened, self._key, entry, result=self._encoded(result), staged=staged)

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import re
 import shutil
 import signal
 import sys
@@ -16,13 +18,15 @@ from qx_cache_celery.demo.orders import SHIPPED, OrdersError, load
 from qx_cache_celery.demo.processes import DemoError
 
 try:
-    from rich.console import Console
+    from rich.console import CONSOLE_SVG_FORMAT, Console  # type: ignore[attr-defined]  # documented all the same
 
     from qx_cache_celery.demo import report
     from qx_cache_celery.demo.scenario import Scenario
 except ImportError as missing:
     print(f'the demo needs its extra ({missing}): pip install "qx-cache-celery[demo]"', file=sys.stderr)
     raise SystemExit(2) from None
+
+_PICTURE_COLUMNS = 88
 
 
 def main() -> int:
@@ -50,7 +54,7 @@ def main() -> int:
         return 130
     finally:
         _leave(folder, keep=arguments.keep)
-    return _tell(told, screen, as_json=arguments.json)
+    return _tell(told, screen, arguments)
 
 
 def _arguments() -> argparse.Namespace:
@@ -58,6 +62,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--orders", type=Path, default=SHIPPED, help="CSV: order_id,customer,amount,currency")
     parser.add_argument("--seed", type=int, default=1, help="fixes which orders the faults hit")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser.add_argument("--picture", type=Path, help="write the table there as well, as an SVG")
     parser.add_argument("--keep", action="store_true", help="keep the folder with ledger and worker logs")
     return parser.parse_args()
 
@@ -84,15 +89,26 @@ def _leave(folder: Path, *, keep: bool) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _tell(told: dict[str, Any], screen: Any, *, as_json: bool) -> int:
-    if as_json:
+def _tell(told: dict[str, Any], screen: Any, arguments: argparse.Namespace) -> int:
+    if arguments.json:
         print(json.dumps(told))
     else:
         screen.print(report.table(told))
+    if arguments.picture is not None:
+        _draw(told, arguments.picture)
     found = report.faults_found(told)
     for line in found:
         print(line, file=sys.stderr)
     return 1 if found else 0
+
+
+def _draw(told: dict[str, Any], path: Path) -> None:
+    """The table as an SVG that loads nothing."""
+    with open(os.devnull, "w") as nowhere:  # noqa: PTH123  # no file of ours
+        board = Console(record=True, width=_PICTURE_COLUMNS, file=nowhere)
+        board.print(report.table(told))
+    style = re.sub(r"@font-face {{.*?}}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+    board.save_svg(str(path), title="make demo", code_format=style, unique_id="qx-demo")
 
 
 if __name__ == "__main__":
