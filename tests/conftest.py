@@ -10,6 +10,7 @@ import redis.asyncio
 import servers
 
 pytest_plugins = ["qx_cache.testing"]
+collect_ignore = ["stack"]  # runs within docker-compose.yml
 
 
 class Awaited:

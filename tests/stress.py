@@ -21,6 +21,7 @@ from qx_cache.embedded import start_server
 
 TTL_SECONDS = 3.0
 PROCESSES = 8
+START_SECONDS = 60.0
 
 
 def work(url, ledger):
@@ -63,9 +64,11 @@ def stress(url, folder, seconds, seed):
         ]
         return subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
 
-    killed, until = 0, time.monotonic() + seconds
+    killed = 0
     try:
         running = [start() for _ in range(PROCESSES)]
+        await_each(folder)
+        until = time.monotonic() + seconds
         while time.monotonic() < until:
             time.sleep(dice.uniform(0.2, 1.0))
             victim = dice.randrange(PROCESSES)
@@ -82,6 +85,15 @@ def stress(url, folder, seconds, seed):
             one.communicate()
     lines = [line.split() for file in folder.iterdir() for line in file.read_text().splitlines()]
     return [(int(fence), int(value)) for fence, value in (words for words in lines if len(words) == 2)], killed
+
+
+def await_each(folder):
+    """Until each process has been under the lock once: before, there is nothing to disturb."""
+    until = time.monotonic() + START_SECONDS
+    while sum(file.stat().st_size > 0 for file in folder.iterdir()) < PROCESSES:
+        if time.monotonic() > until:
+            raise SystemExit(f"not all of {PROCESSES} processes came under the lock in {START_SECONDS} s")
+        time.sleep(0.05)
 
 
 def judge(noted):

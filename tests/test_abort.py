@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from qx_cache.lease import Lease, Renewal
-from qx_cache_celery import LeaseLost
+from qx_cache.lease import Lease, Renewal, boottime
+from qx_cache_celery import LeaseLost, TaskLease
 from qx_cache_celery.abort import ABORT_SIGNAL, aborted_when_lost
 
 TIMES = 1000
@@ -231,3 +231,26 @@ def test_a_lease_that_is_lost_already_does_not_begin():
     with pytest.raises(LeaseLost), aborted_when_lost((held, None)):
         began.append(1)
     assert [] == began
+
+
+@pytest.mark.parametrize("where", ["main", "other"])
+def test_a_body_that_learned_of_it_by_asking_is_not_told_again_in_its_cleanup(where):
+    def body():
+        held = Lease(name="k", fence=1, ttl_seconds=0.2, sent_at=boottime() - 1, renewal=Renewal(None, (), ()))
+        told = TaskLease([held])
+        loser = threading.Thread(target=lambda: (time.sleep(0.1), held.unconfirmed(), held.lose("a test")))
+        with aborted_when_lost((held, 0.0)) as stand_down:
+            told.when_told(stand_down)
+            with pytest.raises(LeaseLost, match="no renewal was confirmed"):
+                told.ensure()
+            loser.start()
+            loser.join()  # the body's cleanup
+            for _ in range(1000):
+                pass
+        return "cleaned up"
+
+    if where == "main":
+        assert "cleaned up" == body()
+    else:
+        with ThreadPoolExecutor(1) as pool:
+            assert "cleaned up" == pool.submit(body).result(timeout=20)

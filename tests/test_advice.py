@@ -61,6 +61,23 @@ def test_each_setting_that_makes_a_promise_hollow_is_named(told, kept, changed, 
     assert "secret" not in line
 
 
+@pytest.mark.parametrize("host", ["redis.internal", "10.0.0.7", "[fd00::7]"])
+def test_a_network_that_may_drop_connections_wants_timeout_and_keepalive(told, kept, host):
+    (line,) = told(kept, broker_url=f"redis://:secret@{host}:6379/0")
+    assert "set socket_timeout, socket_keepalive, socket_keepalive_options in" in line
+    assert "secret" not in line
+    options = {**SOUND["broker_transport_options"], "socket_keepalive": True, "socket_keepalive_options": {4: 10}}
+    (line,) = told(kept, broker_url=f"redis://{host}:6379/0", broker_transport_options=options)
+    assert "set socket_timeout in" in line
+    options["socket_timeout"] = 5
+    assert [] == told(kept, broker_url=f"redis://{host}:6379/0", broker_transport_options=options)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", ""])
+def test_a_loopback_drops_none(told, kept, host):
+    assert [] == told(kept, broker_url=f"redis://{host}:6379/0")
+
+
 def test_an_evicting_redis_is_named(told):
     with start_server(config={"maxmemory": "100mb", "maxmemory-policy": "allkeys-lru"}) as server:
         lines = told(server)

@@ -74,6 +74,17 @@ def test_an_option_that_cannot_be_right_is_refused_at_definition_with_the_tasks_
         (IdempotentTask, {"lock_key": []}, "lock_key is an option of SingletonTask"),
         (IdempotentTask, {"unique_on": ["order_id"]}, "lock_key is an option of SingletonTask"),
         (SingletonTask, {"lock_key": [], "unique_on": []}, "unique_on is another name of lock_key"),
+        (IdempotentTask, {"lock_mode": "until_executed"}, "lock_mode is an option of SingletonTask"),
+        (SingletonTask, {"on_duplicate": "raise"}, "nothing is claimed at publication"),
+        (SingletonTask, {"claim_ttl": 60, "lock_mode": "while_executing"}, "nothing is claimed at publication"),
+        (SingletonTask, {"lock_mode": "until_executing", "min_hold": 5}, "min_hold is of the lock .* has none"),
+        (SingletonTask, {"lock_mode": "until_executing", "on_conflict": "defer"}, "on_conflict is of the lock"),
+        (
+            SingletonTask,
+            {"lock_mode": "until_executed", "on_conflict": "keep_latest"},
+            "'keep_latest' publishes every call and runs the newest, but lock_mode 'until_executed'",
+        ),
+        (SingletonTask, {"lock_mode": "executing"}, "lock_mode must be one of 'while_executing', 'until_exec"),
     ],
 )
 def test_options_that_make_no_sense_together_are_refused_with_a_sentence(app, base, options, words):
@@ -89,7 +100,7 @@ def test_late_acks_are_forced_for_idempotent_tasks_and_left_alone_for_singletons
 
 def test_our_options_shadow_nothing_of_celery():
     ours = {name for base in (IdempotentTask, SingletonTask) for name in vars(base) if not name.startswith("_")}
-    assert {"abstract", "apply_async", "on_bound"} == ours & set(dir(Task))
+    assert {"abstract", "apply_async", "on_bound", "replace"} == ours & set(dir(Task))
 
 
 def test_keys_by_template_names_and_callable(app):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,8 +16,12 @@ DEMO = [sys.executable, "-m", "qx_cache_celery.demo"]
 @pytest.mark.timeout(200)
 def test_it_shows_the_difference(tmp_path):
     env = {**os.environ, "TMPDIR": str(tmp_path)}
-    done = subprocess.run([*DEMO, "--json", "--seed", "3"], capture_output=True, text=True, check=False, env=env)
+    picture = tmp_path / "demo.svg"
+    words = [*DEMO, "--json", "--seed", "3", "--picture", str(picture)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=env)
     assert 0 == done.returncode, done.stderr
+    assert ["http://www.w3.org/2000/svg"] == re.findall(r'http[^"]*svg', picture.read_text())
+    picture.unlink()
     told = json.loads(done.stdout)
 
     assert told["plain"]["duplicate_effects"] >= 1

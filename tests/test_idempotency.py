@@ -124,6 +124,29 @@ async def test_a_released_key_is_free_for_others_and_closed_to_redeliveries(stor
     assert isinstance(await store.claim("k", holder="t2"), Claimed)
 
 
+async def test_a_failure_is_told_to_the_redelivery_of_its_holder_until_it_is_passed_on(store):
+    claim = await store.claim("k", holder="t1")
+    await store.release(claim, ValueError("no money"))
+    ended = await store.claim("k", holder="t1", redelivery=True)
+    assert ("builtins.ValueError", "no money") == (ended.failure.error_type, ended.failure.message)
+    assert "no money" == (await store.look("k")).failure.message
+
+    assert await store.finalise("k", claim.fence)
+    assert (await store.claim("k", holder="t1", redelivery=True)).failure is None
+    assert isinstance(await store.claim("k", holder="t2"), Claimed)
+
+
+async def test_a_failure_that_cannot_be_put_into_words_is_recorded_all_the_same(store):
+    class MuteError(Exception):
+        def __str__(self):
+            raise TypeError("no words")
+
+    await store.release(await store.claim("k", holder="t1"), MuteError())
+    assert (await store.claim("k", holder="t1", redelivery=True)).failure.error_type.endswith("MuteError")
+    await store.release(await store.claim("l", holder="t1"), ValueError("x" * 20_000))
+    assert 10_000 == len((await store.claim("l", holder="t1", redelivery=True)).failure.message)
+
+
 async def test_a_deliberate_new_publish_of_an_old_id_runs(store):
     await store.release(await store.claim("k", holder="t1"))
     assert isinstance(await store.claim("k", holder="t1"), Claimed)
@@ -180,7 +203,7 @@ async def test_each_operation_repeated_after_a_lost_reply_is_recognised(world, s
     assert 7 == await store.get("k")
 
     ended = await store.claim("l")
-    release = records.finish(ended, "ended")
+    release = records.release(ended, None)
     await world.perform(release), await world.perform(release)
 
     left = await store.claim("m")

@@ -63,7 +63,7 @@ async def test_waiting_ends_in_time_or_with_the_lease(world, store):
     assert isinstance(await store.claim("k", wait_seconds=0.2), Running)
     with pytest.raises(InProgressError):
         await store.wait("k", wait_seconds=0.2)
-    assert 0.4 <= time.monotonic() - began < 2
+    assert 0.4 <= time.monotonic() - began < 4
     await world.make("IdempotencyStore", lease_seconds=0.3).claim("short")
     assert (await store.claim("short", wait_seconds=20)).takeover
     await world.make("IdempotencyStore", lease_seconds=0.3).claim("shorter")
@@ -214,7 +214,7 @@ async def test_peek_shows_the_header_and_not_the_body(store, world, raw):
     info = await store.peek("k")
     assert ("k", "running", claim.fence, 1, 2) == (info.key, info.state, info.fence, info.attempt, info.retries)
     assert "order desk" == info.holder
-    assert 4 < info.remaining_seconds <= 5
+    assert 1 < info.remaining_seconds <= 5
     await store.abandon(claim)
     assert "lapsed" == (await store.peek("k")).state
     await store.complete(claim, 5)

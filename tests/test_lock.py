@@ -1,10 +1,13 @@
 """The lock, on both twins."""
 
 import asyncio
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
+import redis
 
 from qx_cache import (
     Acquired,
@@ -15,8 +18,11 @@ from qx_cache import (
     LockNotHeldError,
     LockTimeoutError,
     RunEnded,
+    StoreUnavailableError,
+    SyncDistributedLock,
     Taken,
 )
+from qx_cache.embedded import start_server
 
 
 @pytest.fixture
@@ -123,10 +129,46 @@ async def test_an_ended_run_is_not_run_again(lock):
     assert isinstance(await run(1, redelivery=True).attempt(), Acquired)
 
 
+async def test_a_run_whose_end_was_not_told_is_put_off_and_runs_again(lock):
+    def run(retries, **how):
+        guarded = GuardedRun("t1", retries, redelivery=True, remember_seconds=60)
+        return lock(guarded=guarded, holder="t1", **how)
+
+    first = run(0)
+    await first.attempt()
+    await first.release(told=False)
+    found = await run(0).attempt()
+    assert "t1" == found.holder
+    assert 1 < found.remaining_seconds <= 5
+    again = run(0, ttl_seconds=0.05)  # that long after the release nobody tells any more
+    async with asyncio.timeout(10):
+        while not isinstance(await again.attempt(), Acquired):
+            await asyncio.sleep(0.01)
+    await again.release(told=False)
+    await again.end_run()
+    assert isinstance(await run(0).attempt(), RunEnded)
+
+
+async def test_a_retry_runs_and_ends_its_older_attempt_whether_that_was_told_or_not(lock):
+    def run(retries):
+        return lock(guarded=GuardedRun("t1", retries, redelivery=True, remember_seconds=60))
+
+    first, retried = run(0), run(1)
+    await first.attempt()
+    await first.release(told=False)
+    await retried.attempt()
+    await retried.release()
+    assert isinstance(await run(0).attempt(), RunEnded)
+    await first.end_run()  # late: the end of the retry stays
+    assert isinstance(await run(1).attempt(), RunEnded)
+    with pytest.raises(InvalidValueError, match="no guarded run"):
+        await lock().end_run()
+
+
 async def test_a_renewed_lock_outlives_its_ttl(world, raw):
-    held = world.make("DistributedLock", "l", ttl_seconds=0.3, auto_renew=True)
+    held = world.make("DistributedLock", "l", ttl_seconds=1.5, auto_renew=True)
     await held.acquire()
-    for _ in range(10):
+    for _ in range(40):
         await asyncio.sleep(0.1)
         assert held.lease.valid()
     await held.release()
@@ -159,3 +201,34 @@ def test_an_unguarded_counter_is_safe_under_the_lock(qx_redis_url, qx_namespace,
     processes = [subprocess.Popen(words) for _ in range(4)]
     assert [0] * 4 == [process.wait() for process in processes]
     assert 160 == int(raw.get(f"{qx_namespace}:n"))
+
+
+async def test_a_shorter_life_is_renewed_in_time(lock, until):
+    held = lock(ttl_seconds=6, auto_renew=True)
+    await held.acquire()
+    await held.extend(1.5)
+    began = asyncio.get_running_loop().time()
+    while asyncio.get_running_loop().time() - began < 4:
+        held.lease.ensure()
+        await asyncio.sleep(0.02)  # watches all along
+    await held.release()
+
+
+async def test_a_lock_that_could_not_be_given_back_can_be_taken_again_once_it_has_lapsed(world):
+    with start_server() as server, redis.Redis.from_url(server.url) as client:
+        held = SyncDistributedLock(client, "l", ttl_seconds=0.3)
+
+        def hold_while_it_hangs():
+            with held:
+                os.kill(server.pid, signal.SIGSTOP)
+
+        client.connection_pool.connection_kwargs["socket_timeout"] = 0.1
+        try:
+            with pytest.raises(StoreUnavailableError):
+                hold_while_it_hangs()
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        with pytest.raises(LockNotHeldError, match="has not acquired"):
+            held.lease.ensure()
+        held.acquire(wait_seconds=5)
+        held.release()

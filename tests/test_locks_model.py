@@ -216,7 +216,7 @@ def check(machine, url, namespace, monkeypatch):
     monkeypatch.setattr(_locks, "WAIT_MS", 60_000)
     machine.url, machine.namespace = url, namespace
     options = settings(
-        max_examples=250,
+        max_examples=120,
         stateful_step_count=40,
         deadline=None,
         print_blob=True,

@@ -55,6 +55,7 @@ class Machine(RuleBasedStateMachine):
     def _claimed(self, outcome, holder, retries, same):
         assert isinstance(outcome, Claimed)
         lapsed = self.model is not None and self.model["state"] == "lapsed"
+        lapsed = lapsed and not (same and retries > self.model["retries"])  # its retry has come
         assert lapsed == outcome.takeover
         assert (self.model["claim"].attempt + 1 if lapsed else 1) == outcome.attempt
         assert outcome.fence > self.highest_fence

@@ -84,7 +84,7 @@ async def blocked(raw, number):
 
 
 async def test_a_killed_holder_is_followed_by_who_waits_longest(process, qx_redis_url, qx_namespace, raw):
-    holder = process(ttl=1.0)
+    holder = process(ttl=1.0, renew=True)
     first_fence = int(holder.stdout.readline())
     first = process()
     await blocked(raw, 1)
@@ -93,7 +93,7 @@ async def test_a_killed_holder_is_followed_by_who_waits_longest(process, qx_redi
     killed_at = time.monotonic()
     holder.kill()
     assert int(first.stdout.readline()) > first_fence
-    assert time.monotonic() - killed_at < 1.0 + 1.0
+    assert time.monotonic() - killed_at < 1 + 3  # its life; less than a watch
     with redis.Redis.from_url(qx_redis_url) as client:
         assert 1 == SyncDistributedLock(client, "l", namespace=qx_namespace).info().waiters
 
@@ -160,7 +160,7 @@ async def test_a_network_that_hangs_makes_it_doubtful_by_the_local_window(connec
         began = time.monotonic()
         proxy.hang()
         await holds(lambda: lease.state is LeaseState.DOUBTFUL)
-        assert 0.5 < time.monotonic() - began < 1.5  # and not the five seconds of the socket
+        assert 0.5 < time.monotonic() - began < 4  # and not the five seconds of the socket
         with pytest.raises(LockNotHeldError, match="confirmed"):
             lease.ensure()
         with server_client(server) as raw:
@@ -174,12 +174,12 @@ async def test_a_network_that_hangs_makes_it_doubtful_by_the_local_window(connec
 async def test_a_short_hang_ends_with_a_yes(connect):
     with start_server() as server, closing(Proxy(server.socket_path)) as proxy:
         world = await connect(proxy.url)
-        held = world.make("DistributedLock", "l", ttl_seconds=1.5, auto_renew=True)
+        held = world.make("DistributedLock", "l", ttl_seconds=6, auto_renew=True)
         lease = await held.acquire()
         proxy.hang()
-        await holds(lambda: lease.remaining() < 0.6)
+        await holds(lambda: lease.remaining() < 3.5)  # one renewal is due
         proxy.flow()
-        await holds(lambda: lease.remaining() > 0.9)
+        await holds(lambda: lease.remaining() > 4)
         assert lease.valid()
         await held.release()
 
@@ -206,7 +206,7 @@ async def test_a_server_without_room_takes_every_end_and_refuses_beginnings(conn
     with start_server(config={"maxmemory-policy": "noeviction"}) as server, server_client(server) as raw:
         world = await connect(server.url)
         store = world.make("IdempotencyStore")
-        held = world.make("DistributedLock", "l", ttl_seconds=1, auto_renew=True)
+        held = world.make("DistributedLock", "l", ttl_seconds=3, auto_renew=True)
         lease = await held.acquire()
         done, ended, back = [await store.claim(key) for key in ("done", "ended", "back")]
         raw.config_set("maxmemory", 1)

@@ -102,3 +102,13 @@ def test_the_url_in_the_environment_is_used_and_its_server_is_left_running(inner
 
 def test_the_fixtures_are_loaded_only_where_they_are_asked_for(inner):
     assert "fixture 'qx_redis_url' not found" in inner(WHERE, plugin=()).stdout
+
+
+def test_without_pytest_the_command_names_its_extra(tmp_path):
+    (tmp_path / "pytest.py").write_text("raise ModuleNotFoundError(name='pytest')")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    words = [sys.executable, "-m", "qx_cache.testing", "embedded://"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=env)
+    assert (2, "") == (done.returncode, done.stdout)
+    assert 'pip install "qx-cache-celery[testing]"' in done.stderr
+    assert "Traceback" not in done.stderr

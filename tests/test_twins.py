@@ -7,7 +7,7 @@ import pytest
 import qx_cache
 
 
-@pytest.mark.parametrize("name", ["Cache", "IdempotencyStore", "DistributedLock"])
+@pytest.mark.parametrize("name", ["Cache", "IdempotencyStore", "DistributedLock", "Publishing"])
 def test_the_twins_have_the_same_face(name):
     plain, blocking = (faces(getattr(qx_cache, prefix + name)) for prefix in ("", "Sync"))
 

@@ -16,10 +16,10 @@ sys.path.append(str(Path(__file__).parent.parent))
 
 import redis
 import servers
+from processes import HERE, RABBITMQ_TRANSPORT, REDIS_TRANSPORT, read_journal, start_worker
 
 from qx_cache.embedded import start_server
 
-HERE = Path(__file__).parent
 POINTS = (
     "before claim",
     "after claim",
@@ -38,25 +38,6 @@ AFTER_THE_EFFECT = POINTS[POINTS.index("after the effect") :]
 FREEZE_SECONDS = 6.0
 """Past the visibility timeout and the lease, with room for another to take over."""
 PATIENCE_SECONDS = 40.0
-REDIS_TRANSPORT = {"unacked_restore_interval": 1, "unacked_restore_throttle": 1, "unacked_mutex_expire": 2}
-RABBITMQ_TRANSPORT = {"confirm_publish": True}
-
-
-def start_worker(log_path, environment, *words):
-    """A worker of the chaos app, in a process group of its own."""
-    line = [sys.executable, "-m", "celery", "-A", "chaos_app", "worker", "-l", "INFO", *words]
-    line += ["--without-mingle", "--without-gossip"]
-    with log_path.open("wb") as log:
-        return subprocess.Popen(
-            line, cwd=HERE, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-
-
-def read_journal(folder, what):
-    """What the tasks have written down so far, of one kind."""
-    path = folder / "journal"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [row for row in rows if row["what"] == what]
 
 
 @dataclass(frozen=True)

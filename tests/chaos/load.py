@@ -25,7 +25,7 @@ sys.path.append(str(Path(__file__).parent.parent))
 import redis
 import servers
 from celery import chain, chord
-from harness import HERE, RABBITMQ_TRANSPORT, REDIS_TRANSPORT, read_journal, start_worker
+from processes import HERE, RABBITMQ_TRANSPORT, REDIS_TRANSPORT, Crew, read_journal, start_worker
 from sqlalchemy import text
 
 LEASE_SECONDS = 2.0
@@ -35,33 +35,25 @@ POOLS = {"prefork": 4, "threads": 5}
 CHORD, CHAIN = 10, 5
 
 
-class Workers:
+class Workers(Crew):
     """Two workers, each started anew after it was killed."""
 
     def __init__(self, folder, environment):
         self._folder, self._environment = folder, environment
-        self.living, self._started = {}, 0
-        for pool in POOLS:
-            self.start(pool)
+        super().__init__(POOLS, self._worker)
 
-    def start(self, pool):
-        self._started += 1
-        words = ["-P", pool, "-c", str(POOLS[pool]), "-n", f"l{self._started}@load"]
-        log_path = self._folder / f"worker-{self._started}.log"
-        self.living[pool] = start_worker(log_path, self._environment, *words)
+    def _worker(self, pool, number):
+        words = ["-P", pool, "-c", str(POOLS[pool]), "-n", f"l{number}@load"]
+        return start_worker(self._folder / f"worker-{number}.log", self._environment, *words)
 
-    def kill(self, dice):
+    def kill_one(self, dice):
         pool = dice.choice(list(POOLS))
-        self._group(pool, signal.SIGKILL)
-        self.living[pool].wait()
-        self.start(pool)
+        self.replace(pool, self.kill)
         return f"worker killed ({pool})"
 
-    def freeze(self, dice):
+    def freeze_one(self, dice):
         pool = dice.choice(list(POOLS))
-        self._group(pool, signal.SIGSTOP)
-        time.sleep(FREEZE_SECONDS)
-        self._group(pool, signal.SIGCONT)
+        self.freeze(pool, FREEZE_SECONDS)
         return f"worker frozen for {FREEZE_SECONDS:g} s ({pool})"
 
     def kill_child(self, dice):
@@ -72,15 +64,6 @@ class Workers:
         with suppress(ProcessLookupError):
             os.kill(int(dice.choice(children)), signal.SIGKILL)
         return "child killed"
-
-    def close(self):
-        for pool, worker in self.living.items():
-            with suppress(ProcessLookupError):
-                self._group(pool, signal.SIGKILL)
-            worker.wait()
-
-    def _group(self, pool, number):
-        os.killpg(self.living[pool].pid, number)
 
 
 class Orders:
@@ -243,7 +226,7 @@ def play(said):
         if said.outage:
             time.sleep(3)
             say(restart(away_seconds=said.outage))
-        kinds = [] if said.outage else [workers.kill, workers.freeze, workers.kill_child, restart]
+        kinds = [] if said.outage else [workers.kill_one, workers.freeze_one, workers.kill_child, restart]
         due = began + FAULT_EVERY_SECONDS[0]
         while time.monotonic() - began < said.seconds and (
             orders.again or account.missing() or account.childless()

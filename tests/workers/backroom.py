@@ -65,6 +65,37 @@ def once(name):
     return True
 
 
+def work(
+    task,
+    order,
+    *,
+    seconds=0.0,
+    gate="",
+    ensure=False,
+    fail=0,
+    retry=False,
+    retry_after=0.2,
+    retry_headers=None,
+    result=None,
+):
+    """What most tasks do: note the start, take time, perhaps fail, note the end."""
+    attempt = task.request.retries or 0
+    note("start", order=order, id=task.request.id, retries=attempt)
+    try:
+        time.sleep(seconds)
+        wait_at(gate)
+        if ensure:
+            task.lease.ensure()
+        if retry and attempt == 0:
+            raise task.retry(countdown=retry_after, headers=retry_headers)
+        if fail > attempt and once(f"fail-{order}-{attempt}"):
+            raise ValueError(order)
+        note("end", order=order, id=task.request.id)
+        return [order] if result is None else result
+    finally:
+        note("over", order=order, id=task.request.id, retries=attempt)
+
+
 def _listen(name, signal_):
     def handler(sender=None, task_id=None, **fields):
         fields.pop("signal", None)
@@ -75,7 +106,7 @@ def _listen(name, signal_):
     signal_.connect(handler, weak=False)
 
 
-for name in ("replayed", "deferred", "taken_over", "interrupted", "skipped", "degraded"):
+for name in ("replayed", "deferred", "taken_over", "interrupted", "skipped", "already_queued", "degraded"):
     _listen(name, getattr(signals, f"task_{name}"))
 _listen("lost", signals.lease_lost)
 

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 import redis
+from beating import Clock
 from celery import Celery
+from clockworks import Clockwork
+from journals import rows_in
 
 from qx_cache.embedded import start_server
 
@@ -65,12 +68,9 @@ class Shop:
 
     def journal(self, what=None, **fields):
         """The lines written so far; only those with these fields."""
-        path = self.folder / "journal"
-        lines = path.read_text().splitlines() if path.exists() else []
-        rows = [json.loads(line) for line in lines]
         return [
             row
-            for row in rows
+            for row in rows_in(self.folder / "journal")
             if (what is None or row["what"] == what) and all(row.get(k) == v for k, v in fields.items())
         ]
 
@@ -81,7 +81,8 @@ class Shop:
             if value := condition():
                 return value
             time.sleep(0.02)
-        pytest.fail(f"waited {seconds} s in vain for {what}; journal: {self.journal()}\n{self._logs()}")
+        sys.stdout.write(f"journal: {self.journal()}\n{self._logs()}\n")  # pytest shows it with the failure
+        pytest.fail(f"waited {seconds} s in vain for {what}")
 
     def open(self, gate):
         (self.folder / gate).touch()
@@ -189,3 +190,18 @@ def shop(shop_with):
     shop = shop_with()
     shop.start()
     return shop
+
+
+@pytest.fixture
+def clockwork(tmp_path):
+    Clock.set("2026-06-11T02:00:00Z")
+    with start_server() as server:
+        clockwork = Clockwork(tmp_path, server)
+        yield clockwork
+        clockwork.stop()
+
+
+@pytest.fixture
+def said(caplog):
+    caplog.set_level("INFO", logger="qx_cache_celery.beat")
+    return lambda: [record.getMessage() for record in caplog.records if record.name == "qx_cache_celery.beat"]

@@ -11,7 +11,7 @@ from sqlalchemy import String, create_engine, event, func, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
-from qx_cache_celery import IdempotentTask
+from qx_cache_celery import IdempotentTask, SingletonTask
 from qx_cache_celery.inbox import create_inbox
 
 app = make_app("ledger")
@@ -68,6 +68,8 @@ def at_commit(connection):
     """Just after a COMMIT that had an effect of ours: the record does not say so yet."""
     if order := connection.info.pop("paid", None):
         connection.connection.dbapi_connection.commit()
+        if order == "locked":
+            note("committed", held=both.lock_info(order).state)
         die_at("commit", order)
 
 
@@ -144,6 +146,21 @@ HOWS = {
 }
 
 
+class Both(SingletonTask, IdempotentTask):
+    """One recorded run a key, one at a time."""
+
+
+@app.task(base=Both, bind=True, tx=Ledger, lock_key=[])
+def both(self, order):
+    return pay(self, order)
+
+
+@app.task(base=IdempotentTask, bind=True, tx=Ledger)
+def replacing(self, order):
+    pay(self, order)
+    raise self.replace(capture.si("another"))
+
+
 @app.task(base=Dies, bind=True, idempotency_key="{order}", fingerprint=["order"], tx=Ledger, lock_timeout=1)
 def capture(self, order, **how):
     return pay(self, order, **how)
@@ -182,6 +199,16 @@ def parent(self, order, *, fail=False):
     if fail:
         raise ValueError(order)
     return [one.id for one in staged]
+
+
+@app.task(base=IdempotentTask, bind=True, tx=Ledger)
+def going_on(self, order):
+    """Publishes its retry, and goes on to its end all the same."""
+    if not self.request.retries:
+        self.retry(countdown=0.1, throw=False)
+        self.tx.delay(child, order)
+    self.tx.session.add(Payment(order=order))
+    return order
 
 
 @app.task(base=IdempotentTask, bind=True, tx=Ledger)

@@ -5,12 +5,13 @@ import signal
 import socket
 import time
 
-from backroom import make_app, note, once, wait_at
+from backroom import make_app, note, once, work
 from celery.contrib.django.task import DjangoTask
-from celery.exceptions import Reject
+from celery.exceptions import OperationalError, Reject
 from pydantic import BaseModel
 
 from qx_cache_celery import RERUN, IdempotentTask, SingletonTask
+from qx_cache_celery.guard import GuardedTask
 
 app = make_app("shop")
 
@@ -33,20 +34,57 @@ class DiesAfterComplete(IdempotentTask):
         return result
 
 
-def work(task, order, *, seconds=0.0, gate="", ensure=False, fail=0, retry=False, result=None):
-    """What all the tasks do: note the start, take time, perhaps fail, note the end."""
-    attempt = task.request.retries or 0
-    note("start", order=order, id=task.request.id, retries=attempt)
-    time.sleep(seconds)
-    wait_at(gate)
-    if ensure:
-        task.lease.ensure()
-    if retry and attempt == 0:
-        raise task.retry(countdown=0.2)
-    if fail > attempt and once(f"fail-{order}-{attempt}"):
-        raise ValueError(order)
-    note("end", order=order, id=task.request.id)
-    return [order] if result is None else result
+class Unpublished(GuardedTask):
+    """Its first retry is one that no broker takes, for what ``trouble`` says."""
+
+    def apply_async(self, args=None, kwargs=None, **options):
+        if options.get("retries") and once(f"unpublished-{options['task_id']}"):
+            raise {"away": OperationalError, "never": TypeError}[args[1]](args[1])
+        return super().apply_async(args, kwargs, **options)
+
+
+class RecordedUnpublished(Unpublished, IdempotentTask):
+    """With a record."""
+
+
+class SingleUnpublished(Unpublished, SingletonTask):
+    """With a lock, acknowledged early."""
+
+
+class SingleDies(SingletonTask):
+    """Killed once when its retry is about to be published, and once before Celery stores its result."""
+
+    def signature_from_request(self, *args, **kwargs):
+        if once(f"dies-{self.request.id}"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().signature_from_request(*args, **kwargs)
+
+    def __call__(self, *args, **kwargs):
+        result = super().__call__(*args, **kwargs)
+        if once(f"dies-{self.request.id}-{self.request.retries}"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+
+class DiesOfFailure(IdempotentTask):
+    """Killed once between the record of its failure and everything after it."""
+
+    def __call__(self, *args, **kwargs):
+        try:
+            return super().__call__(*args, **kwargs)
+        except ValueError:
+            if once(f"dies-{self.request.id}"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise
+
+
+class DiesBeforeRetry(IdempotentTask):
+    """Killed once when its retry is about to be published."""
+
+    def signature_from_request(self, *args, **kwargs):
+        if once(f"dies-{self.request.id}"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().signature_from_request(*args, **kwargs)
 
 
 @app.task(base=IdempotentTask, bind=True, idempotency_key="{order}", fingerprint=["order"])
@@ -82,6 +120,31 @@ def committed_reversed(order):
 @app.task(base=IdempotentTask, bind=True, idempotency_key="{order}")
 def strict(self, order, amount):
     return work(self, order, result=amount)
+
+
+@app.task(base=DiesBeforeRetry, bind=True)
+def dying_before_retry(self, order, **how):
+    return work(self, order, **how)
+
+
+@app.task(base=RecordedUnpublished, bind=True)
+def recorded_unpublished(self, order, trouble):
+    return work(self, order, retry=True)
+
+
+@app.task(base=SingleUnpublished, bind=True)
+def single_unpublished(self, order, trouble):
+    return work(self, order, retry=True)
+
+
+@app.task(base=SingleDies, bind=True, acks_late=True, reject_on_worker_lost=True, lock_ttl=1.5)
+def single_dies(self, order, **how):
+    return work(self, order, **how)
+
+
+@app.task(base=DiesOfFailure, bind=True)
+def dying_of_failure(self, order, **how):
+    return work(self, order, **how)
 
 
 @app.task(base=DiesAfterComplete, bind=True)
@@ -183,6 +246,20 @@ def asking(self, order):
 
 @app.task(base=IdempotentTask, bind=True, idempotency_key="{order}", keep_failures=True)
 def failing(self, order):
+    note("start", order=order, id=self.request.id)
+    raise ValueError(f"no {order}")
+
+
+@app.task(
+    base=IdempotentTask,
+    bind=True,
+    idempotency_key="{order}",
+    keep_failures=True,
+    autoretry_for=(ValueError,),
+    max_retries=1,
+    default_retry_delay=0.1,
+)
+def failing_twice(self, order):
     note("start", order=order, id=self.request.id)
     raise ValueError(f"no {order}")
 
@@ -308,12 +385,6 @@ def quiet(self, order):
     note("start", order=order, id=self.request.id)
 
 
-@app.task(bind=True)
-def ticked(self):
-    """Of a schedule; nothing keeps it from running twice but its tick's id."""
-    note("tick", id=self.request.id, tick=self.request.headers["qx_tick"])
-
-
 @app.task
 def failed(request, error, trace):
     note("failed", id=request.id, error=type(error).__name__)
@@ -333,6 +404,11 @@ def same(value):
 def add(values, more):
     note("add", values=values)
     return [*values, more]
+
+
+@app.task
+def told(request, error, _traceback):
+    note("told", id=request.id, error=type(error).__name__)
 
 
 @app.task

@@ -7,6 +7,9 @@ import time
 
 import pytest
 from celery import chord
+from celery.exceptions import ChordError
+
+from qx_cache import RecordedFailureError
 
 pytestmark = pytest.mark.worker
 
@@ -79,6 +82,24 @@ def test_what_was_to_follow_a_result_is_dispatched_by_the_replay_when_the_worker
     assert 1 == len(shop.journal("collect"))
 
 
+def test_a_failure_is_told_by_the_redelivery_when_the_worker_was_killed_before_it_could(shop_with):
+    shop = shop_with(visibility_timeout=2)
+    shop.start()
+    tasks = shop.tasks
+
+    failing = tasks.dying_of_failure.s("a", fail=1).on_error(tasks.told.s())
+    result = chord([failing, tasks.by_id.s("b")])(tasks.collect.s())
+    with pytest.raises((ChordError, RecordedFailureError), match=r"failed with builtins\.ValueError: a"):
+        result.get(timeout=30)
+    shop.until(lambda: shop.journal("told"), what="the errback")
+    shop.until(shop.idle)
+    (start,) = shop.journal("start", order="a")
+    failed = tasks.app.AsyncResult(start["id"])
+    assert ("FAILURE", "RecordedFailureError") == (failed.state, type(failed.result).__name__)
+    assert tasks.dying_of_failure.outcome(failed.result.key).failure is None  # told, and so not again
+    assert [] == shop.journal("collect")
+
+
 @pytest.mark.parametrize("ensure", [True, False], ids=["stopped at ensure", "stopped at the end"])
 def test_a_run_frozen_past_its_lease_stores_nothing_and_breaks_no_chord(shop_with, ensure):
     shop = shop_with(visibility_timeout=2)
@@ -102,22 +123,24 @@ def test_a_run_frozen_past_its_lease_stores_nothing_and_breaks_no_chord(shop_wit
 
 
 def test_no_copy_circulates_for_ever(shop_with):
-    """Each body takes twice the visibility timeout; a minute later all has run as often as it should."""
+    """Each body takes twice the visibility timeout, so that copies come; in the end the broker holds none."""
     shop = shop_with(
         visibility_timeout=3, qx_cache_visibility_heartbeat=False, qx_cache_lease_ttl=5, qx_cache_lock_ttl=5
     )
     shop.start(concurrency=6), shop.start(concurrency=6)
     names, ends = ["by_id", "single", "both"], {"returns": {}, "fails": {"fail": 1}, "retries": {"retry": True}}
-    for name in names:
-        for end, how in ends.items():
-            getattr(shop.tasks, name).delay(f"{name} {end}", seconds=6, **how)
-    published = time.monotonic()
-    shop.until(lambda: time.monotonic() - published > 60, seconds=70, what="the minute to pass")
+    results = {
+        f"{name} {end}": getattr(shop.tasks, name).delay(f"{name} {end}", seconds=6, **how)
+        for name in names
+        for end, how in ends.items()
+    }
+    shop.until(lambda: all(one.ready() for one in results.values()) and shop.idle(), what="an end of all")
 
     starts = collections.Counter(row["order"] for row in shop.journal("start"))
-    assert {f"{name} {end}": 2 if end == "retries" else 1 for name in names for end in ends} == starts
+    assert {order: 2 if "retries" in order else 1 for order in results} == starts
+    states = {order: result.state for order, result in results.items()}  # no copy has said STARTED after the end
+    assert {order: "FAILURE" if "fails" in order else "SUCCESS" for order in results} == states
     assert len(shop.journal("deferred")) > 0
-    assert shop.idle()
 
 
 def test_a_hard_time_limit_ends_a_task_for_good(shop):

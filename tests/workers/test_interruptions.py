@@ -67,6 +67,13 @@ def test_a_kept_failure_is_told_to_later_deliveries(shop):
     assert isinstance(task.outcome(task.idempotency_key_for("a")), Failed)
 
 
+def test_a_failure_is_kept_after_the_last_retry_as_well(shop):
+    for error in (ValueError, RecordedFailureError):
+        with pytest.raises(error, match="no a"):
+            shop.tasks.failing_twice.delay("a").get(timeout=20)
+    assert 2 == len(shop.journal("start"))
+
+
 def test_a_duplicate_publish_may_be_refused_while_the_first_runs(shop):
     first = shop.tasks.impatient.delay("a", gate="go")
     shop.until(lambda: shop.journal("start"))

@@ -89,7 +89,9 @@ def test_what_a_call_does_in_a_conflict_goes_before_what_its_task_does(shop):
         task.apply_async(on_conflict="raise").get(timeout=20)
     waiting = task.apply_async(("w",), on_conflict="defer")
     shop.until(lambda: shop.journal("deferred", id=waiting.id))
-    with pytest.raises(InvalidValueError, match="on_conflict must be one of 'skip', 'defer', 'raise', not 'wait'"):
+    with pytest.raises(
+        InvalidValueError, match="on_conflict must be one of 'skip', 'defer', 'raise', 'keep_latest', not"
+    ):
         task.apply_async(on_conflict="wait")
     shop.open("go")
     assert [["l"], ["w"]] == [first.get(timeout=20), waiting.get(timeout=20)]

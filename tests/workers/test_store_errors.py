@@ -120,6 +120,20 @@ def test_a_result_waits_for_its_record_while_redis_is_away(open_shop, records):
     assert 1 == len(open_shop.journal("start"))
 
 
+@pytest.mark.parametrize("name", ["capture", "single"])
+def test_a_soft_time_limit_that_comes_once_the_body_has_ended_changes_nothing(open_shop, records, name):
+    task = getattr(open_shop.tasks, name)
+    result = task.apply_async(("a",), {"gate": "go"}, soft_time_limit=2)
+    open_shop.until(lambda: open_shop.journal("start"))
+    with silent(records):
+        open_shop.open("go")
+        open_shop.until(lambda: "Soft time limit (2s) exceeded" in open_shop.log(0))
+        assert 1 == len(open_shop.journal("end"))
+    assert ["a"] == result.get(timeout=30)
+    assert ["a"] == task.delay("a").get(timeout=30)
+    assert (1 if name == "capture" else 2) == len(open_shop.journal("start"))
+
+
 def test_a_full_redis_refuses_claims_and_takes_results(open_shop, client):
     first = open_shop.tasks.capture.delay("a", gate="go")
     open_shop.until(lambda: open_shop.journal("start"))

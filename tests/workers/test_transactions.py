@@ -5,7 +5,15 @@ import signal
 import pytest
 from celery import chord
 
-from qx_cache import Done, Failed, IdempotencyMismatchError, Interrupted, InterruptedRunError, RecordedFailureError
+from qx_cache import (
+    Done,
+    Failed,
+    IdempotencyMismatchError,
+    Interrupted,
+    InterruptedRunError,
+    RecordedFailureError,
+    SyncIdempotencyStore,
+)
 
 pytestmark = pytest.mark.worker
 
@@ -76,6 +84,36 @@ def test_a_failure_leaves_nothing_and_the_next_run_does_it_all(ledger):
     assert "paid b" == tasks.capture.delay("b", how="retries once").get(timeout=20)
     assert [1, 1] == [tasks.effects("a"), tasks.effects("b")]
     assert [0, 1] == [row["retries"] for row in ledger.journal("start", order="b")]
+
+
+def test_a_lock_is_held_until_the_transaction_has_committed(ledger):
+    assert "paid locked" == ledger.tasks.both.delay("locked").get(timeout=20)
+    assert "paid again" == ledger.tasks.both.delay("again").get(timeout=20)
+    assert ["held"] == [row["held"] for row in ledger.journal("committed")]
+
+
+def test_a_body_that_goes_on_after_its_retry_commits_and_publishes_its_children(ledger):
+    tasks = ledger.tasks
+    assert "a" == tasks.going_on.delay("a").get(timeout=20)
+    ledger.until(lambda: [tasks.effects("a"), tasks.effects("child of a")] == [2, 1])
+
+
+def test_a_body_with_a_transaction_cannot_be_replaced_which_would_roll_it_back(ledger):
+    tasks = ledger.tasks
+    with pytest.raises(Exception, match=r"stage what follows by self\.tx\.stage"):
+        tasks.replacing.delay("a").get(timeout=20)
+    assert [0, 0] == [tasks.effects("a"), tasks.effects("another")]
+
+
+def test_a_run_that_has_committed_is_replayed_however_often_it_was_interrupted_after_that(ledger):
+    tasks = ledger.tasks
+    assert "paid a" == tasks.capture.delay("a").get(timeout=20)
+    store, key = SyncIdempotencyStore(ledger.redis, namespace="ledger"), tasks.capture.idempotency_key_for("a")
+    store.forget(key, fence=store.peek(key).fence)
+    for _ in range(7):
+        store.abandon(store.claim(key, holder="killed"))
+    assert "paid a" == tasks.capture.delay("a").get(timeout=20)
+    assert 1 == tasks.effects("a")
 
 
 def test_what_the_database_could_not_serialise_is_tried_again(ledger):
