@@ -3,7 +3,8 @@
 ``make load`` publishes 1,000 tasks, half of them in chords and chains, some orders twice, and every few seconds
 kills or freezes a worker, kills a child, or restarts Redis. With ``--outage`` there is one fault instead: the one
 Redis that is broker and store is away for that many seconds. With ``--tx`` the effects are rows of a database, in
-the transaction of their record, and each order stages a child.
+the transaction of their record, and each order stages a child. A message that the Redis transport lost by itself,
+and what waits for it, is told apart (``popped.py``): no task can do anything about it.
 """
 
 import argparse
@@ -16,12 +17,13 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent.parent))
 
+import popped
 import redis
 import servers
 from celery import chain, chord
@@ -71,7 +73,8 @@ class Orders:
 
     def __init__(self, app, dice, total, seconds):
         self._app, self._dice, self._seconds = app, dice, seconds
-        self.expected, self.chords, self.orders = {}, [], []
+        self.expected, self.chords, self.orders = {}, {}, []
+        self.next = defaultdict(set)  # task id -> those that begin when it has ended
         singles, chorded = total // 2, total // 4
         for _ in range(singles):
             self._publish_single(self._order())
@@ -86,6 +89,15 @@ class Orders:
         """A client that retries: another task id, a known order."""
         if self.again:
             self._publish_single(self.again.pop())
+
+    def hung(self, lost):
+        """What hangs on messages that the transport lost: the tasks without an end, and the orders of all."""
+        tasks, left = set(), list(lost)
+        while left:
+            tasks.add(task := left.pop())
+            left += self.next[task] - tasks
+        orders = {self.expected[task] for task in tasks & set(self.expected) if task not in self.chords.values()}
+        return tasks, orders | {args[0] for name, args in lost.values() if "child" in name}
 
     def _order(self):
         shortest, longest = map(math.log, self._seconds)
@@ -104,11 +116,13 @@ class Orders:
 
     def _publish_chord(self, name):
         orders = [self._order() for _ in range(CHORD)]
-        self.chords.append(name)
         header = [self._app.load.s(*order) for order in orders]
         whole = chord(header)(self._app.gather.s(name))
         self.expected.update({row.id: order[0] for row, order in zip(whole.parent.results, orders, strict=True)})
         self.expected[whole.id] = sorted(order[0] for order in orders)
+        self.chords[name] = whole.id
+        for row in whole.parent.results:
+            self.next[row.id].add(whole.id)
 
     def _publish_chain(self):
         orders = [self._order() for _ in range(CHAIN)]
@@ -116,6 +130,8 @@ class Orders:
         last = chain(*links).apply_async()
         for order in reversed(orders):
             self.expected[last.id] = order[0]
+            if last.parent is not None:
+                self.next[last.parent.id].add(last.id)
             last = last.parent
 
 
@@ -154,16 +170,20 @@ class Account:
         effects = self.effects()
         return [name for name, _ in self._orders.orders if effects[f"child of {name}"] != 1]
 
-    def told(self):
-        """The figures; ``bad`` counts what must not be."""
+    def told(self, lost):
+        """The figures; ``bad`` counts what must not be, but for what hangs on the messages ``lost``."""
         expected = self._orders.expected
-        effects, childless = self.effects(), self.childless()
+        hung, hung_orders = self._orders.hung(lost)
+        effects, childless = self.effects(), set(self.childless()) - hung_orders
         bodies = Counter(row["order"] for row in self.rows("gather"))
         right = sum(("SUCCESS", value) == self.states.get(task) for task, value in expected.items())
         failed = sum("SUCCESS" != state for state, _ in self.states.values())
-        never = [name for name, _ in self._orders.orders if name not in effects]
+        never = {name for name, _ in self._orders.orders if name not in effects}
         doubled = [name for name, count in effects.items() if count > 1]
-        wrong_bodies = {name: bodies[name] for name in self._orders.chords if bodies[name] != 1}
+        missing = set(self.missing())
+        wrong_bodies = [
+            name for name, task in self._orders.chords.items() if bodies[name] != 1 and task not in missing & hung
+        ]
         figures = {
             "published": len(expected),
             "right results": right,
@@ -176,8 +196,11 @@ class Account:
             "runs": len(self.rows("run")),
             "chord bodies": sum(bodies.values()),
             "chords with not one body": len(wrong_bodies),
+            "lost by the transport": len(lost),
+            "waiting for what it lost": len(missing & hung),
         }
-        bad = len(expected) - right + len(never) + len(wrong_bodies) + len(childless)
+        bad = len(expected) - right - len(missing & hung)
+        bad += len(never - hung_orders) + len(wrong_bodies) + len(childless)
         return figures, bad + (len(doubled) if self._app.engine is not None else 0)
 
 
@@ -185,7 +208,7 @@ def play(said):
     dice = random.Random(said.seed)  # noqa: S311  # a repeatable run
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ql-")))
-        server = stack.enter_context(servers.Server(appendonly="yes", appendfsync="everysec"))
+        server = stack.enter_context(servers.Server(**popped.WRITTEN, appendfsync="everysec"))
         broker = stack.enter_context(servers.rabbitmq()) if said.broker == "rabbitmq" else server.url
         transport = {"visibility_timeout": 3, **REDIS_TRANSPORT} if said.broker == "redis" else RABBITMQ_TRANSPORT
         os.environ.update(
@@ -236,10 +259,13 @@ def play(said):
                 say(dice.choice(kinds)(dice))
                 due = time.monotonic() + dice.uniform(*FAULT_EVERY_SECONDS)
             time.sleep(0.2)
-        figures, bad = account.told()
-        figures["seconds"] = round(time.monotonic() - began, 1)
+        seconds = round(time.monotonic() - began, 1)
+        workers.close()
+        lost = popped.lost(server.directory) if said.broker == "redis" else {}
+        figures, bad = account.told(lost)
+        figures["seconds"] = seconds
         for task in account.missing()[:5]:
-            say(f"without an end: {task} {orders.expected[task]}")
+            say(f"without an end: {task} {orders.expected[task]}{' (lost by the transport)' * (task in lost)}")
         print(json.dumps({"seed": said.seed, "broker": said.broker, "tx": said.tx, **figures}))
         if said.keep:
             shutil.copytree(folder, said.keep)
