@@ -1,7 +1,7 @@
 """``IdempotentTask``: delivered twice, recorded once."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from celery import Celery, current_task
 from celery.result import AsyncResult
@@ -146,6 +146,28 @@ class IdempotentTask(GuardedTask):
                 "self.tx.stage"
             )
         return super().replace(sig)
+
+    def retry(  # as Celery has it
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        exc: Exception | None = None,
+        throw: bool = True,  # noqa: FBT001, FBT002
+        *more: Any,
+        **options: Any,
+    ) -> NoReturn:
+        """As ``celery.Task.retry``, but in a transaction the body cannot go on after it.
+
+        Raises:
+            InvalidValueError: The task has ``tx``, and ``throw=False``: what the body wrote would be committed,
+                and written again by the retry. Nothing is published.
+        """
+        if not throw and self._open_tx() is not None:
+            raise InvalidValueError(
+                f"task {self.name}: retry(throw=False) would commit what this body wrote and have it written "
+                "again; let retry() raise, or stage what follows by self.tx.stage"
+            )
+        super().retry(args, kwargs, exc, throw, *more, **options)
 
     @property
     def idempotency(self) -> Idempotency | None:

@@ -246,10 +246,7 @@ class TransactionGuard(RecordGuard):
             run.tx = None
         opened.settle()
         staged = tx.children.encoded()
-        if self._retried:  # the body went on after retry(throw=False): its retry is to run
-            self._inbox.withdraw(opened, self._key, entry)
-        else:
-            self._inbox.finish(opened, self._key, entry, result=self._encoded(result), staged=staged)
+        self._inbox.finish(opened, self._key, entry, result=self._encoded(result), staged=staged)
         return Committed(result, staged)
 
     def _encoded(self, result: Any) -> bytes | None:

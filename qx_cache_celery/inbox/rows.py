@@ -81,10 +81,6 @@ class Inbox:
                 return None
             return self.read(opened, key)
 
-    def withdraw(self, opened: Opened, key: str, entry: Entry) -> None:
-        """Take the entry's row away again: it stands for nothing."""
-        self._sent(opened, self._statements.forget, {"key": self._key(key), "fence": entry.fence})
-
     def finish(
         self, opened: Opened, key: str, entry: Entry, *, result: bytes | None, staged: bytes | None
     ) -> None:

@@ -203,11 +203,10 @@ def parent(self, order, *, fail=False):
 
 @app.task(base=IdempotentTask, bind=True, tx=Ledger)
 def going_on(self, order):
-    """Publishes its retry, and goes on to its end all the same."""
-    if not self.request.retries:
-        self.retry(countdown=0.1, throw=False)
-        self.tx.delay(child, order)
+    """Would publish its retry, and go on to its end all the same."""
+    note("start", order=order, id=self.request.id)
     self.tx.session.add(Payment(order=order))
+    self.retry(countdown=0.1, throw=False)
     return order
 
 
