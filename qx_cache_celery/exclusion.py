@@ -63,7 +63,6 @@ class LockGuard:
         self._mode = lock_mode(run.task)
         run.lock_place = (namespace(app), self._key)
         self._conflict_policy = self._of_conflicts()
-        self._released = self._told = False
 
     def around(self, proceed: Proceed) -> Any:
         """Proceed under the lock; raise what ends any other delivery."""
@@ -159,9 +158,8 @@ class LockGuard:
 
     def _work(self, lock: SyncDistributedLock, proceed: Proceed) -> Any:
         run, lease, heartbeat = self._run, lock.lease, self._run.runtime.heartbeat
-        run.lease.hold(lease)
-        if self._on_lease_lost == "abort":
-            run.watched.append((lease, self._doubt_limit))
+        run.hold(lease, self._on_lease_lost, self._doubt_limit)
+        self._released = self._told = False  # a run that began anew comes by twice
         run.before_retry.append(lambda: self._release(lock, lease, ended=True, retries=True))
         heartbeat.add(lease, self._interval)
         ended = True

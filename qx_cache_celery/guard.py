@@ -8,6 +8,7 @@ from celery import Celery, Task, states
 from celery.exceptions import Reject
 from celery.signals import task_postrun
 
+from qx_cache import Lease
 from qx_cache_celery import delivery, report
 from qx_cache_celery.abort import Watched, aborted_when_lost
 from qx_cache_celery.advice import Advice
@@ -75,6 +76,18 @@ class Run:
         """Celery is done with the task."""
         for step in self._steps.pop(state or "", ()):
             step()
+
+    def hold(self, lease: Lease, on_lost: str, doubt_limit: float | None) -> None:
+        """The body runs under this lease, and is ended with it where ``on_lost`` says "abort"."""
+        self.lease.hold(lease)
+        if on_lost == "abort":
+            self.watched.append((lease, doubt_limit))
+
+    def let_go(self) -> None:
+        """What it held was given back before its body began: it is to begin under another claim."""
+        self.lease.let_go()
+        self.watched.clear()
+        self.before_retry.clear()
 
     def end_for_retry(self) -> None:
         """Make room for the retry before it is published, the innermost guard first."""

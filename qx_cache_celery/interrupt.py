@@ -41,6 +41,10 @@ class TaskLease:
         """Add what the run holds as well. Called by the guards."""
         self._leases.append(lease)
 
+    def let_go(self) -> None:
+        """Hold nothing. Called by the guards."""
+        self._leases.clear()
+
     @property
     def fence(self) -> int | None:
         """Fencing token of the run: of its claim where it has one, else of its lock."""

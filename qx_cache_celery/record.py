@@ -217,16 +217,21 @@ class RecordGuard:
                 self._fail(claim, error)
                 raise error
         run.idempotency = Idempotency(self._key, claim.fence, claim.attempt)
-        run.lease.hold(claim.lease)
-        if self._on_lease_lost == "abort":
-            run.watched.append((claim.lease, self._doubt_limit))
+        run.hold(claim.lease, self._on_lease_lost, self._doubt_limit)
         run.before_retry.append(lambda: self._before_retry(claim))
         heartbeat.add(claim.lease, self._interval)
         try:
             result = self._proceed(claim, proceed)
-            return self._complete(claim, result)
+            if (seen := self._met(claim, result)) is None:
+                return self._complete(claim, result)
         finally:
             heartbeat.remove(claim.lease)
+        run.let_go()
+        return self._interrupted(seen, proceed)
+
+    def _met(self, claim: Claimed, result: Any) -> Interrupted | None:  # noqa: ARG002  # for who does more
+        """An interrupted run that was met instead of a body's result; the claim is given back then."""
+        return None
 
     def _ended_elsewhere(self) -> bool:
         """True where the run is known to have ended, though its record does not say so."""

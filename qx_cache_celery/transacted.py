@@ -68,7 +68,6 @@ class TransactionGuard(RecordGuard):
         self._patience_seconds = _PATIENCE_SECONDS
 
     def _decide(self, outcome: Outcome, proceed: Proceed) -> Any:
-        self._body = proceed
         if isinstance(outcome, Done | Failed | Interrupted):
             return self._compared(outcome, proceed)
         return super()._decide(outcome, proceed)
@@ -141,17 +140,22 @@ class TransactionGuard(RecordGuard):
             raise
         return super()._complete(claim, result.result)
 
-    def _repair(self, claim: Claimed, row: Row) -> Any:
-        """The row was there before us: Redis had lost its record, or was never told."""
+    def _met(self, claim: Claimed, result: Committed | Row) -> Interrupted | None:
+        if isinstance(result, Committed):
+            return None
         try:
-            self._check_request(row, entry_of(claim))
+            self._check_request(result, entry_of(claim))
         except IdempotencyMismatchError:
             self._abandon(claim)
             self._store.forget(self._key, fence=claim.fence)  # it bears the fingerprint of the wrong one
             raise
-        if row.interrupted:
-            self._abandon(claim)
-            return self._interrupted(Interrupted(self._key, claim.fence, row.attempt, row.holder), self._body)
+        if not result.interrupted:
+            return None
+        self._abandon(claim)
+        return Interrupted(self._key, claim.fence, result.attempt, result.holder)
+
+    def _repair(self, claim: Claimed, row: Row) -> Any:
+        """The row was there before us: Redis had lost its record, or was never told."""
         told = self._told(row)
         if isinstance(told, Done):
             self._store_result(claim, told.result, kept=told.kept, finalised=False)

@@ -11,7 +11,7 @@ from sqlalchemy import String, create_engine, event, func, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
-from qx_cache_celery import IdempotentTask, SingletonTask
+from qx_cache_celery import RERUN, IdempotentTask, SingletonTask
 from qx_cache_celery.inbox import create_inbox
 
 app = make_app("ledger")
@@ -95,7 +95,8 @@ def die_at(point, order, *_):
 
 def pay(task, order, *, gate="", commit=False, how=""):
     """What the tasks do: pay, in the transaction."""
-    note("start", order=order, id=task.request.id, retries=task.request.retries)
+    defers = (task.request.headers or {}).get("qx_defers", 0)
+    note("start", order=order, id=task.request.id, retries=task.request.retries, defers=defers)
     die_at("start", order)
     wait_at(gate if once(f"gate-{order}") else "")
     session = task.tx.session
@@ -153,6 +154,20 @@ class Both(SingletonTask, IdempotentTask):
 @app.task(base=Both, bind=True, tx=Ledger, lock_key=[])
 def both(self, order):
     return pay(self, order)
+
+
+@app.task(
+    base=Both,
+    bind=True,
+    tx=Ledger,
+    lock_key=[],
+    idempotency_key="{order}",
+    fingerprint=["order"],
+    on_interrupted=lambda *_, **__: RERUN,
+)
+def resumed(self, order, **how):
+    self.lease.ensure()
+    return pay(self, order, **how)
 
 
 @app.task(base=IdempotentTask, bind=True, tx=Ledger)

@@ -196,6 +196,16 @@ def test_a_row_without_an_end_is_an_interrupted_run(ledger):
     assert 2 == tasks.effects("a")
 
 
+def test_a_row_without_an_end_may_be_run_again_at_once_under_a_claim_and_a_lock_of_its_own(ledger):
+    tasks = ledger.tasks
+    with pytest.raises(Exception, match="the body"):
+        tasks.resumed.delay("a", how="commits").get(timeout=20)
+    assert "paid a" == tasks.resumed.delay("a").get(timeout=20)
+    assert 2 == tasks.effects("a")
+    assert [0, 0] == [row["defers"] for row in ledger.journal("start", order="a")]
+    assert "free" == tasks.resumed.lock_info("a").state
+
+
 def test_a_result_too_large_for_the_row_rolls_everything_back(ledger):
     with pytest.raises(Exception, match=r"its result has \d+ bytes, a row takes 1048576") as caught:
         ledger.tasks.much.delay("a").get(timeout=20)
