@@ -173,17 +173,21 @@ class TransactionGuard(RecordGuard):
         super()._fail(claim, error)
 
     def _mark_unknown(self, seen: Interrupted) -> None:
-        self._inbox.settle(self._key, entry_of(seen), "unknown", None)
+        with self._reached(insures=seen.fence):
+            self._inbox.settle(self._key, entry_of(seen), "unknown", None)
         super()._mark_unknown(seen)
 
     def _resolve(self, seen: Interrupted, result: Any) -> None:
-        self._inbox.settle(self._key, entry_of(seen), "done", self._codec.encode(result))
+        data = self._codec.encode(result)
+        with self._reached(insures=seen.fence):
+            self._inbox.settle(self._key, entry_of(seen), "done", data)
         super()._resolve(seen, result)
 
     def _forget(self, seen: Interrupted) -> None:
-        row = self._inbox.look(self._key)
-        if row is not None and row.interrupted:
-            self._inbox.forget(self._key, row.fence)
+        with self._reached(insures=seen.fence):
+            row = self._inbox.look(self._key)
+            if row is not None and row.interrupted:
+                self._inbox.forget(self._key, row.fence)
         super()._forget(seen)
 
     def _transacted(self, entry: Entry, proceed: Proceed) -> Committed | Row:

@@ -73,6 +73,9 @@ def test_who_meets_an_open_transaction_waits_so_long_and_no_longer(inbox, engine
         with pytest.raises(OperationalError) as caught:
             run(inbox, "k")
         assert Fault.LOCKED is fault_of(caught.value)
+        with pytest.raises(OperationalError) as caught:
+            inbox.settle("k", ENTRY, "unknown", None)
+        assert Fault.LOCKED is fault_of(caught.value)
     assert "running" == inbox.look("k").state
     if engine.dialect.name == "postgresql":
         with inbox.database.begin() as opened:

@@ -118,7 +118,7 @@ class Inbox:
         """Write down what is known of a run without an end; False when it has one."""
         told = {"fence": entry.fence, "attempt": entry.attempt, "holder": entry.holder}
         given = {**told, "key": self._key(key), "state": state, "result": result}
-        with self.database.begin() as opened:
+        with self._alone() as opened:
             return bool(self._sent(opened, self._statements.settle, given))
 
     def published(self, key: str, fence: int) -> None:
@@ -128,7 +128,7 @@ class Inbox:
 
     def forget(self, key: str, fence: int) -> bool:
         """Delete the row of a run; False when it is gone."""
-        with self.database.begin() as opened:
+        with self._alone() as opened:
             given = {"key": self._key(key), "fence": fence}
             return bool(self._sent(opened, self._statements.forget, given))
 
@@ -159,6 +159,14 @@ class Inbox:
                     f"the table qx_inbox is not there; make it once: {self.database.remedy}"
                 ) from error
             raise
+
+    @contextmanager
+    def _alone(self) -> Iterator[Opened]:
+        """A transaction of our own statements, which waits for others no longer than ``enter`` does."""
+        with self.database.begin() as opened, self._bounded(opened) as wait:
+            if wait:
+                opened.execute(self._statements.bound, wait)
+            yield opened
 
     @contextmanager
     def _bounded(self, opened: Opened) -> Iterator[dict[str, Any]]:

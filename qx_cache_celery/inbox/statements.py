@@ -58,6 +58,8 @@ class Statements:
             f"ended_ms = excluded.ended_ms WHERE {TABLE}.state IN ('running', 'unknown') RETURNING key"
         )
 
+    bound = "SELECT set_config('lock_timeout', CAST(:wait_ms AS text), true)"
+    """Waits of this transaction are bounded from now on; where ``bounds_waits``."""
     published = f"UPDATE {TABLE} SET staged = NULL WHERE key = :key AND fence = :fence"
     forget = f"DELETE FROM {TABLE} WHERE key = :key AND fence = :fence RETURNING key"
 

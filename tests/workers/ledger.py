@@ -95,8 +95,7 @@ def die_at(point, order, *_):
 
 def pay(task, order, *, gate="", commit=False, how=""):
     """What the tasks do: pay, in the transaction."""
-    defers = (task.request.headers or {}).get("qx_defers", 0)
-    note("start", order=order, id=task.request.id, retries=task.request.retries, defers=defers)
+    note("start", order=order, id=task.request.id, retries=task.request.retries)
     die_at("start", order)
     wait_at(gate if once(f"gate-{order}") else "")
     session = task.tx.session
@@ -238,6 +237,7 @@ def much(self, order):
     idempotency_key="{order}",
     on_interrupted="unknown",
     fingerprint=["order"],
+    lock_timeout=1,
 )
 def once_at_most(self, order, **how):
     return pay(self, order, **how)

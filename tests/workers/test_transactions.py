@@ -14,6 +14,9 @@ from qx_cache import (
     RecordedFailureError,
     SyncIdempotencyStore,
 )
+from qx_cache_celery.inbox.database import database_of
+from qx_cache_celery.inbox.rows import Inbox
+from qx_cache_celery.rowfirst import entry_of
 
 pytestmark = pytest.mark.worker
 
@@ -201,9 +204,28 @@ def test_a_row_without_an_end_may_be_run_again_at_once_under_a_claim_and_a_lock_
     with pytest.raises(Exception, match="the body"):
         tasks.resumed.delay("a", how="commits").get(timeout=20)
     assert "paid a" == tasks.resumed.delay("a").get(timeout=20)
-    assert 2 == tasks.effects("a")
-    assert [0, 0] == [row["defers"] for row in ledger.journal("start", order="a")]
+    assert [2, 2] == [tasks.effects("a"), len(ledger.journal("start", order="a"))]
+    assert [] == ledger.journal("deferred")
     assert "free" == tasks.resumed.lock_info("a").state
+
+
+def test_an_interrupted_run_whose_transaction_is_still_open_is_settled_when_that_has_ended(ledger):
+    """A frozen worker: its lease is gone, its row not committed. Who comes next does not wait in a slot."""
+    tasks = ledger.tasks
+    task = tasks.once_at_most
+    store, key = SyncIdempotencyStore(ledger.redis, namespace="ledger"), task.idempotency_key_for("a")
+    claim = store.claim(key, holder="frozen", fingerprint=None)
+    inbox = Inbox(database_of(tasks.Ledger), "ledger", 1)
+    with inbox.database.begin() as frozen:
+        assert inbox.enter(frozen, key, entry_of(claim), takes_over=False) is None
+        store.abandon(claim)
+        result = task.delay("a")
+        ledger.until(lambda: ledger.journal("deferred", id=result.id), what="the task to be put off")
+        frozen.execute("DELETE FROM qx_inbox", {})
+    with pytest.raises(InterruptedRunError):
+        result.get(timeout=20)
+    assert ["unknown"] == [row.state for row in rows(ledger)]
+    assert [] == ledger.journal("start")
 
 
 def test_a_result_too_large_for_the_row_rolls_everything_back(ledger):
