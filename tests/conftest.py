@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import signal
 import time
 
 import pytest
@@ -11,6 +12,9 @@ import servers
 
 pytest_plugins = ["qx_cache.testing"]
 collect_ignore = ["stack"]  # runs within docker-compose.yml
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts so what it puts into the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # else what the tests start could not be interrupted
 
 
 class Awaited:

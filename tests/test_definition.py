@@ -100,7 +100,7 @@ def test_late_acks_are_forced_for_idempotent_tasks_and_left_alone_for_singletons
 
 def test_our_options_shadow_nothing_of_celery():
     ours = {name for base in (IdempotentTask, SingletonTask) for name in vars(base) if not name.startswith("_")}
-    assert {"abstract", "apply_async", "on_bound", "replace"} == ours & set(dir(Task))
+    assert {"abstract", "apply_async", "on_bound", "replace", "retry"} == ours & set(dir(Task))
 
 
 def test_keys_by_template_names_and_callable(app):
