@@ -1,5 +1,6 @@
 """What the record and the lock of a delivery are called."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from qx_cache import digest
@@ -52,6 +53,11 @@ def lock_name(task: Any, args: Any, kwargs: Any) -> str:
         return key_name(task.name, "key", maker.text(args, kwargs))
     given = task.qx_options.arguments.all_encoded(args, kwargs)
     return key_name(task.name, "args", digest(given.encode()))
+
+
+def conflict_policy(task: Any, headers: Mapping[str, Any]) -> Any:
+    """What a call that is being published is to do while another task holds its lock; None where nobody said."""
+    return headers.get(CONFLICT_HEADER) or task.qx_options.value(task.app, "on_conflict")
 
 
 def numbered(number: int, task_id: str) -> str:

@@ -20,11 +20,11 @@ from qx_cache import AlreadyPublished, CacheError, StoreError, SyncPublishing
 from qx_cache_celery import delivery, report
 from qx_cache_celery.naming import (
     CLAIM_HEADER,
-    CONFLICT_HEADER,
     DUPLICATE_HEADER,
     HEADER,
     NUMBER_HEADER,
     TICK_HEADER,
+    conflict_policy,
     lock_name,
     numbered,
 )
@@ -86,8 +86,7 @@ class Publication:
             return send(task_id, self.headers)
         if self._claims():
             return self._unique(task_id, send)
-        policy = self.headers.get(CONFLICT_HEADER) or self.task.qx_options.value(self.task.app, "on_conflict")
-        if policy == "keep_latest" and not self._is_retry:
+        if conflict_policy(self.task, self.headers) == "keep_latest" and not self._is_retry:
             return self._numbered(task_id, send)
         return send(task_id, self.headers)
 

@@ -9,7 +9,7 @@ from qx_cache import Duration, InvalidValueError, LockInfo, SyncDistributedLock,
 from qx_cache_celery.exclusion import LockGuard
 from qx_cache_celery.guard import GuardedTask
 from qx_cache_celery.identity import KeySpec
-from qx_cache_celery.naming import CONFLICT_HEADER, DUPLICATE_HEADER, lock_name
+from qx_cache_celery.naming import CONFLICT_HEADER, DUPLICATE_HEADER, conflict_policy, lock_name
 from qx_cache_celery.options import check_latest, check_option, lock_mode, namespace
 from qx_cache_celery.publication import Publication
 from qx_cache_celery.queued import QueueGuard
@@ -98,10 +98,11 @@ class SingletonTask(GuardedTask):
         if on_duplicate is not None:
             check_option(self.name, "on_duplicate", on_duplicate)
         if options.get("chain") is not None:  # empty for the last, whose message does not tell it
-            on_conflict = on_conflict or self._conflict_in_a_chain(options.get("headers") or {})
+            said = on_conflict or conflict_policy(self, options.get("headers") or {})
+            on_conflict = on_conflict if said else "defer"
         options |= {"producer": producer, "link": link, "link_error": link_error, "shadow": shadow}
-        said = {CONFLICT_HEADER: on_conflict, DUPLICATE_HEADER: on_duplicate}
-        headers = {**(options.pop("headers", None) or {}), **{k: v for k, v in said.items() if v is not None}}
+        ours = {CONFLICT_HEADER: on_conflict, DUPLICATE_HEADER: on_duplicate}
+        headers = {**(options.pop("headers", None) or {}), **{k: v for k, v in ours.items() if v is not None}}
 
         def send(known_id: str | None, headers: Mapping[str, Any]) -> "AsyncResult[Any]":
             told = {**options, **({"headers": dict(headers)} if headers else {})}
@@ -110,11 +111,6 @@ class SingletonTask(GuardedTask):
         if self.app.conf.task_always_eager:
             return send(task_id, headers)
         return Publication(self, args, kwargs, task_id, headers, options).publish(send)
-
-    def _conflict_in_a_chain(self, headers: Mapping[str, Any]) -> str | None:
-        """What a part of a chain does, unless that was said."""
-        said = headers.get(CONFLICT_HEADER) or self.qx_options.value(self.app, "on_conflict")
-        return None if said else "defer"
 
     def lock_info(self, *args: Any, **kwargs: Any) -> LockInfo:
         """Who holds the lock that a call with these arguments needs: task id, since, fence; and who is queued.

@@ -79,6 +79,18 @@ def test_in_a_chord_the_second_waits_for_the_first(shop):
     assert [] == overlaps(shop)
 
 
+def test_the_body_of_a_chord_waits_as_well(shop):
+    tasks = shop.tasks
+    first = tasks.nightly.delay("a", gate="go")
+    shop.until(lambda: shop.journal("start", order="a"))
+    result = chord([tasks.single.si("b"), tasks.single.si("c")])(tasks.nightly.si("body"))
+    shop.until(lambda: shop.journal("deferred", id=result.id), what="the body to be put off")
+    shop.open("go")
+
+    assert [["a"], ["body"]] == [first.get(timeout=20), result.get(timeout=30)]
+    assert [] == shop.journal("skipped")
+
+
 def test_equal_arguments_share_a_lock_and_others_do_not(shop):
     tasks = shop.tasks
     first, other = tasks.single.delay("a", gate="go"), tasks.single.delay("b", gate="go")
