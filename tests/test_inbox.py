@@ -185,8 +185,10 @@ def test_a_factory_must_be_bound_to_one_engine_of_a_dialect_that_is_known():
     assert engine is database_of(scoped_session(sessionmaker(engine))).engine
     with pytest.raises(InvalidValueError, match="PostgreSQL or SQLite, not 'mssql'"):
         inbox_ddl("mssql")
+    hasty = create_engine("sqlite://", isolation_level="AUTOCOMMIT")
     with pytest.raises(InvalidValueError, match="AUTOCOMMIT"):
-        create_inbox(create_engine("sqlite://", isolation_level="AUTOCOMMIT"))
+        create_inbox(hasty)
+    hasty.dispose()
 
 
 def test_the_option_is_off_the_class_and_inherited(app, engine):
