@@ -237,7 +237,8 @@ class _SyncSentinelPool(SentinelConnectionPool):
     def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: FBT001, FBT002  # as redis-py has it
         super().disconnect(inuse_connections)
         if inuse_connections:
-            self.sentinel_manager.close()
+            for sentinel in self.sentinel_manager.sentinels:  # only redis-py 8 closes all of them by one call
+                sentinel.close()
 
 
 class _AsyncSentinelPool(async_sentinel.SentinelConnectionPool):
@@ -246,7 +247,8 @@ class _AsyncSentinelPool(async_sentinel.SentinelConnectionPool):
     async def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: FBT001, FBT002  # as redis-py has it
         await super().disconnect(inuse_connections)
         if inuse_connections:
-            await self.sentinel_manager.aclose()
+            for sentinel in self.sentinel_manager.sentinels:
+                await sentinel.aclose()
 
 
 _SYNC_TWINS: Mapping[type[Any], type[Any]] = {

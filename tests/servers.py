@@ -167,8 +167,8 @@ def sentinels(binary, *, password="", count=3):
             with watcher.raw() as raw:
                 until_true(
                     lambda raw=raw: (
-                        raw.sentinel_master("mymaster")["num-other-sentinels"] == count - 1
-                        and raw.sentinel_master("mymaster")["num-slaves"] == 1
+                        raw.sentinel_masters()["mymaster"]["num-other-sentinels"] == count - 1
+                        and raw.sentinel_masters()["mymaster"]["num-slaves"] == 1
                     ),
                     what="sentinels that know each other",
                 )
