@@ -1,7 +1,9 @@
 """The inbox's table on SQLite and PostgreSQL, and what ``tx`` may be, without workers."""
 
+import signal
 import subprocess
 import sys
+import threading
 from datetime import timedelta
 
 import pytest
@@ -81,6 +83,29 @@ def test_who_meets_an_open_transaction_waits_so_long_and_no_longer(inbox, engine
         with inbox.database.begin() as opened:
             inbox.enter(opened, "l", ENTRY, takes_over=True)
             assert [("0",)] == opened.execute("SELECT current_setting('lock_timeout')", {})
+
+
+class TooLongError(Exception):
+    """As a soft time limit, it may come from outside, within a query."""
+
+
+def test_what_ends_a_query_from_outside_is_told_and_not_the_drivers_trouble(inbox, engine):
+    if engine.dialect.name == "sqlite":
+        pytest.skip("its driver sees to signals when the query is over")
+
+    def strike(*_):
+        raise TooLongError
+
+    before = signal.signal(signal.SIGUSR1, strike)
+    alarm = threading.Timer(1, signal.pthread_kill, (threading.main_thread().ident, signal.SIGUSR1))
+    try:
+        alarm.start()
+        with pytest.raises(TooLongError), inbox.database.begin() as opened:
+            opened.session.execute(text("SELECT pg_sleep(20)"))
+    finally:
+        alarm.join()
+        signal.signal(signal.SIGUSR1, before)
+    assert run(inbox, "k") is None
 
 
 def test_an_interrupted_row_is_taken_over_by_one(inbox):

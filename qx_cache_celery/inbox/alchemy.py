@@ -43,17 +43,24 @@ class AlchemyDatabase:
     def begin(self) -> Iterator["AlchemyTransaction"]:
         """Open a transaction on a connection of the engine's pool."""
         with self.engine.connect() as connection:
-            opened = AlchemyTransaction(connection, self._make)
+            opened, thrown = AlchemyTransaction(connection, self._make), None
             try:
                 with connection.begin():
                     _refuse_autocommit(connection)
-                    yield opened
-            except Exception:
-                raise
-            except BaseException:  # ended from outside, perhaps within the driver
-                connection.invalidate()
+                    try:
+                        yield opened
+                    except BaseException as error:
+                        thrown = error
+                        raise
+            except BaseException as error:
+                masked = thrown is not None and thrown is not error  # by what the rollback raised
+                if masked or not isinstance(error, Exception):  # ended from outside, perhaps within the driver
+                    connection.invalidate()
+                if thrown is not None and masked:
+                    raise thrown from thrown.__cause__
                 raise
             finally:
+                thrown = None  # which holds this frame
                 opened.close()
 
 
