@@ -5,12 +5,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import InvalidRequestError, PendingRollbackError
+from sqlalchemy.exc import DBAPIError, InvalidRequestError, PendingRollbackError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from qx_cache import InvalidValueError
 from qx_cache_celery.inbox.database import Parameters
-from qx_cache_celery.inbox.errors import TransactionBrokenError
+from qx_cache_celery.inbox.errors import Fault, TransactionBrokenError, fault_of
 from qx_cache_celery.inbox.statements import Statements, statements_for
 
 _IDLE = 0
@@ -100,7 +100,9 @@ class AlchemyTransaction:
             return
         try:
             self._session.flush()
-        except PendingRollbackError as error:
+        except (PendingRollbackError, DBAPIError) as error:
+            if isinstance(error, DBAPIError) and fault_of(error) is not Fault.ABORTED:
+                raise
             raise TransactionBrokenError(f"the body went on after a database error: {error}") from error
         except InvalidRequestError as error:
             raise TransactionBrokenError(f"the body left its session unusable: {error}") from error
