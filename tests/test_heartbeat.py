@@ -184,7 +184,7 @@ class Slow(AsyncHeartbeat):
 async def test_a_lock_given_back_during_a_beat_leaves_no_connection(qx_redis_url):
     async with await create_client(qx_redis_url) as client:
         heartbeat = Slow(client)
-        lock = DistributedLock(client, "l", ttl_seconds=0.3, auto_renew=True, heartbeat=heartbeat)
+        lock = DistributedLock(client, "l", ttl_seconds=1.5, auto_renew=True, heartbeat=heartbeat)
         await lock.acquire()
         while heartbeat._sibling is None:
             await asyncio.sleep(0)
